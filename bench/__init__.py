@@ -1,0 +1,1 @@
+"""Benches: how fast, how small, how cheap; each beside what users have today."""

@@ -1,0 +1,1 @@
+"""The command line: flags, environment and TOML into one Config."""

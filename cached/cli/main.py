@@ -1,0 +1,128 @@
+"""The command ``cached``: finds the subcommand, runs it, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from cached import __version__
+from cached.cli.terminal import printable
+from cached.core.errors import CachedError, DaemonUnavailable, InvalidConfig, TimedOut
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cached.cli.arguments import Parser
+
+OK, FAILED, USAGE, UNAVAILABLE, TIMED_OUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
+
+EXIT_CODES = {
+    OK: "done",
+    FAILED: "it failed; the reason is on stderr",
+    USAGE: "wrong arguments or configuration",
+    UNAVAILABLE: "no daemon answers on the socket",
+    TIMED_OUT: "the time given by --timeout ended",
+    INTERRUPTED: "Ctrl-C",
+    BROKEN_PIPE: "nobody reads the output any more",
+}
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: has ``parser(name)``, whose result holds ``run(options) -> int``; imported only
+            when the command is used.
+        about: one line.
+    """
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "serve": Command("cached.cli.serve", "run the daemon in the foreground"),
+    "prefetch": Command("cached.cli.control", "load models and show how far they are"),
+    "status": Command("cached.cli.control", "show models and memory"),
+    "wait": Command("cached.cli.control", "wait until a model can be used"),
+    "path": Command("cached.cli.control", "print the directory of a model"),
+    "evict": Command("cached.cli.control", "take models out of memory"),
+    "completion": Command("cached.cli.completion", "print the shell's completion script"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (``EXIT_CODES``).
+
+    Args:
+        argv: the arguments without the program's name; ``None``: of this process.
+
+    Raises:
+        SystemExit: argparse has printed help or a usage error.
+    """
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a broken pipe must show here, not at exit
+    except CachedError as error:
+        print(f"cached: {printable(str(error))}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered goes nowhere: docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def exit_code(error: CachedError) -> int:
+    """Return what a command ends with after this error."""
+    if isinstance(error, InvalidConfig):
+        return USAGE
+    if isinstance(error, DaemonUnavailable):
+        return UNAVAILABLE
+    return TIMED_OUT if isinstance(error, TimedOut) else FAILED
+
+
+def command_parser(name: str) -> Parser:
+    """Return the parser of a command; imports the command's module."""
+    parser: Parser = importlib.import_module(COMMANDS[name].module).parser(name)
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        options = command_parser(arguments[0]).parse(arguments[1:])
+        code: int = options.run(options)
+        return code
+    if arguments[:1] == ["--version"]:
+        print(f"cached {__version__}")
+        return OK
+    parser = _top_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return USAGE
+    if not arguments[0].startswith("-"):
+        from cached.cli.arguments import nearest
+
+        parser.error(f"no command {arguments[0]!r}{nearest(arguments[0], list(COMMANDS))}")
+    parser.parse(arguments)  # leaves, after --help or because of what it does not know
+    return USAGE
+
+
+def _top_parser() -> Parser:
+    from cached.cli.arguments import Parser
+
+    commands = "\n".join(f"  {name:<11} {command.about}" for name, command in COMMANDS.items())
+    codes = "\n".join(f"  {code:<11} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = Parser(
+        "",
+        "Model weights from S3 in shared memory, mapped before they are asked for.\n\n"
+        f"commands:\n{commands}\n\nexit codes:\n{codes}",
+        ["cached serve --model llm=s3://models/llama/", "cached COMMAND --help"],
+    )
+    parser.usage = "cached COMMAND [OPTIONS]"
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    return parser

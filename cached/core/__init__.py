@@ -1,0 +1,1 @@
+"""Pure decisions: events in, effects out. No I/O, clock, thread, randomness or log."""

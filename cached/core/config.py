@@ -1,0 +1,186 @@
+"""One frozen Config out of what flags, environment, file and defaults give.
+
+Of each option the highest level that gives it wins. The options themselves are the rows of
+cached/core/options.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from cached.core.errors import InvalidConfig
+from cached.core.objects import ModelRef
+from cached.core.options import MODEL_OPTIONS, OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from cached.core.options import Option
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Config(NamedTuple):
+    """All settings of one daemon. ``OPTIONS`` says what each means.
+
+    Attributes:
+        memory_budget_bytes: ``None``: what the machine has, measured when it is needed.
+        http_port: ``None``: no HTTP side; 0: a free port.
+        endpoint_url: ``None``: AWS.
+        region: ``None``: nobody said; the store's own default.
+        ca_bundle: ``None``: the system's certificates.
+    """
+
+    models: tuple[ModelRef, ...]
+    memory_budget_bytes: int | None
+    memory_headroom_bytes: int
+    segment_root: str
+    socket: str
+    socket_mode: int
+    http_host: str
+    http_port: int | None
+    endpoint_url: str | None
+    region: str | None
+    addressing_style: str
+    ca_bundle: str | None
+    allow_insecure_endpoint: bool
+    anonymous: bool
+    fetch_threads: int
+    connect_timeout_s: float
+    receive_timeout_s: float
+    max_attempts: int
+    drain_timeout_s: float
+    log_level: str
+    log_format: str
+
+
+class Given(NamedTuple):
+    """A value as somebody wrote it.
+
+    Attributes:
+        value: text, or what TOML or the flag's parser made of it; not checked yet.
+        source: who gave it: ``--memory-budget``, ``CACHED_REGION``, ``/etc/cached.toml``.
+    """
+
+    value: object
+    source: str
+
+
+class Level(NamedTuple):
+    """What one level (the flags, the environment, a file, the defaults) gives.
+
+    Attributes:
+        options: by key of the option.
+        models: by model name, then by key of ``MODEL_OPTIONS``.
+    """
+
+    options: Mapping[str, Given]
+    models: Mapping[str, Mapping[str, Given]]
+
+
+def resolve(levels: Iterable[Level], defaults: Mapping[str, Given] | None = None) -> Config:
+    """Return the Config that the levels make together.
+
+    Of each option the highest level that gives it wins; so of each member of each model. Values
+    that are overruled are not looked at.
+
+    Args:
+        levels: the highest first.
+        defaults: of options whose default depends on the machine, by key; below all levels.
+
+    Raises:
+        InvalidConfig: a key, its rule, its value and who gave it.
+    """
+    ladder = [*levels, Level(defaults or {}, {})]
+    values: dict[str, object] = {"models": _models([level.models for level in ladder])}
+    for option in OPTIONS:
+        given = _first([level.options for level in ladder], option)
+        values[option.field] = None if given is None else _checked(option, option.key, given)
+    return Config._make(values[field] for field in Config._fields)
+
+
+def unknown_key(kind: str, key: str, known: Iterable[str], source: str) -> InvalidConfig:
+    """Return the error for a name that nobody reads, with the known name that is most like it."""
+    import difflib  # only where it is needed: it costs 3 ms
+
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
+    return InvalidConfig(f"unknown {kind} {key} (from {source})", hint=hint)
+
+
+def _first(givens: Sequence[Mapping[str, Given]], option: Option) -> Given | None:
+    for level in givens:
+        if option.key in level:
+            return level[option.key]
+    return None if option.default is None else Given(option.default, "the default")
+
+
+def _checked(option: Option, name: str, given: Given) -> object:
+    try:
+        value = option.kind.parse(given.value)
+    except (TypeError, ValueError, InvalidConfig):
+        raise _refusal(name, option.kind.rule, repr(given.value), given.source) from None
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        show = option.kind.show
+        if option.least is not None and not value >= option.least:
+            rule = f"at least {show(option.least)}"
+            raise _refusal(name, rule, show(value), given.source)
+        if option.most is not None and value > option.most:
+            rule = f"at most {show(option.most)}"
+            raise _refusal(name, rule, show(value), given.source)
+    return value
+
+
+def _refusal(name: str, rule: str, value: str, source: str, hint: str = "") -> InvalidConfig:
+    return InvalidConfig(f"{name} must be {rule}, was {value} (from {source})", hint=hint)
+
+
+def _models(levels: Sequence[Mapping[str, Mapping[str, Given]]]) -> tuple[ModelRef, ...]:
+    names = list(dict.fromkeys(name for level in levels for name in level))
+    if not names:
+        raise InvalidConfig(
+            "no model is configured",
+            hint="name one with --model NAME=URI, CACHED_MODELS or [models.NAME] in the file",
+        )
+    return tuple(_model(name, [level.get(name, {}) for level in levels]) for name in names)
+
+
+def _model(name: str, levels: Sequence[Mapping[str, Given]]) -> ModelRef:
+    source = next((given.source for level in levels for given in level.values()), "the file")
+    if MODEL_NAME.fullmatch(name) is None:
+        rule = "1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
+        raise _refusal("a model's name", rule, repr(name), source)
+    values: dict[str, object] = {"name": name}
+    for option in MODEL_OPTIONS:
+        given = _first(levels, option)
+        key = f"models.{name}.{option.key}"
+        if given is None:
+            message = f"{key} is missing (from {source})"
+            raise InvalidConfig(message, hint=f'write {option.key} = "..." below [models.{name}]')
+        values[option.field] = _checked(option, key, given)
+        if option.field == "uri":
+            _check_uri(key, str(given.value), given.source)
+    return ModelRef._make(values[field] for field in ModelRef._fields)
+
+
+def _check_uri(name: str, uri: str, source: str) -> None:
+    if re.fullmatch(r"s3://[^/\s]+(/.*)?|file:///.+", uri):
+        return
+    rule = "s3://BUCKET/PREFIX/, s3://BUCKET/KEY or file:///PATH"
+    raise _refusal(name, rule, repr(uri), source, _uri_hint(uri))
+
+
+def _uri_hint(uri: str) -> str:
+    if web := re.fullmatch(r"https?://([^/.]+)\.s3[.-][^/]*amazonaws\.com/(.*)", uri):
+        return f"write s3://{web[1]}/{web[2]}"
+    if web := re.fullmatch(r"(https?://[^/]+)/?(.*)", uri):
+        return f"write s3://{web[2] or 'BUCKET/KEY'} and name the server: --endpoint-url {web[1]}"
+    if uri.startswith("/"):
+        return f"write file://{uri}"
+    if uri.startswith("s3:"):
+        return "name the bucket"
+    if uri.startswith("file:") or "://" not in uri:
+        return "a local path is absolute and has three slashes: file:///PATH"
+    return "only s3 and file are read"

@@ -1,0 +1,163 @@
+"""All decisions of the daemon: events in, effects out.
+
+No I/O, clock, thread, randomness or log: the same engine runs under the mailbox thread,
+under a virtual clock in tests, and in a simulation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from cached.core import events, lifecycle
+from cached.core.effects import Drained, WakeAt
+from cached.core.filling import Filling
+from cached.core.ledger import Ledger
+from cached.core.loading import Loading
+from cached.core.loads import Limits, Shelf
+from cached.core.serving import Serving
+
+if TYPE_CHECKING:
+    from cached.core.effects import Effect
+    from cached.core.events import Event
+    from cached.core.objects import ModelRef
+    from cached.core.reporting import About
+
+
+class Engine:
+    """The daemon's mind. Not thread-safe: one consumer of the mailbox calls it.
+
+    Args:
+        refs: the configured models.
+        budget_bytes: the most that all models together may hold.
+        limits: what else the operator allows.
+        about: what the daemon says of itself.
+        drain_s: how long a stopping daemon waits for requests that are under way.
+    """
+
+    def __init__(
+        self,
+        refs: tuple[ModelRef, ...],
+        *,
+        budget_bytes: int,
+        limits: Limits,
+        about: About,
+        drain_s: float = 5.0,
+    ) -> None:
+        self._shelf = Shelf(refs, Ledger(budget_bytes))
+        self._loading = Loading(self._shelf, limits)
+        self._filling = Filling(self._shelf, limits, self._loading.load_failed)
+        self._serving = Serving(self._shelf, self._loading, about)
+        self._state = lifecycle.STARTING
+        self._drain_s = drain_s
+        self._stop_at_s: float | None = None
+        self._wake_at_s: float | None = None
+
+    def start(self, now_s: float) -> list[Effect]:
+        """Begin to serve; what is prefetched at start is asked for."""
+        self._advance("start")
+        self._loading.start(now_s)
+        return self._settled(now_s)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Return what is to be done now that this has happened.
+
+        Args:
+            event: the next of the mailbox.
+            now_s: monotonic seconds; never less than in the call before (a clock that
+                leaps back delays timers, nothing else).
+        """
+        if not self._serve(event, now_s):
+            self._load(event, now_s)
+        return self._settled(now_s)
+
+    def _serve(self, event: Event, now_s: float) -> bool:
+        """Handle what comes from workers, time and the operator."""
+        match event:
+            case events.Requested():
+                self._serving.requested(event, now_s)
+            case events.Connected():
+                self._serving.connected(event)
+            case events.Disconnected():
+                self._serving.disconnected(event.peer, now_s)
+            case events.Ticked():
+                self._wake_at_s = None
+                self._loading.ticked(now_s)
+            case events.DrainRequested():
+                self._drain(now_s)
+            case _:
+                return False
+        return True
+
+    def _load(self, event: Event, now_s: float) -> None:  # noqa: C901, PLR0912 - one row an event
+        match event:
+            case events.PartFetched():
+                self._filling.part_fetched(event, now_s)
+            case events.PartFailed():
+                self._filling.part_failed(event, now_s)
+            case events.HeaderRead():
+                self._filling.header_read(event, now_s)
+            case events.HeaderSized():
+                self._filling.header_sized(event, now_s)
+            case events.HeaderRefused():
+                self._filling.header_refused(event, now_s)
+            case events.SegmentsReady():
+                self._filling.segments_ready(event, now_s)
+            case events.SegmentsFailed():
+                self._loading.segments_failed(event, now_s)
+            case events.Resolved():
+                self._loading.resolved(event, now_s)
+            case events.ResolveFailed():
+                self._loading.resolve_failed(event, now_s)
+            case events.Published():
+                self._loading.published(event, now_s)
+            case events.Freed():
+                self._loading.freed(event, now_s)
+            case events.StillMapped():
+                self._loading.still_mapped(event, now_s)
+            case (
+                events.Requested()
+                | events.Connected()
+                | events.Disconnected()
+                | events.Ticked()
+                | events.DrainRequested()
+            ):
+                pass  # handled by _serve
+            case _:
+                assert_never(event)
+
+    def _settled(self, now_s: float) -> list[Effect]:
+        """Let waiters look, fill free slots, set the timer, and hand the effects out."""
+        while self._shelf.changed:
+            self._serving.settle(self._shelf.changed.popitem()[0])
+        self._filling.plan(now_s)
+        self._check_drained(now_s)
+        self._set_timer(now_s)
+        effects, self._shelf.effects = self._shelf.effects, []
+        return effects
+
+    def _set_timer(self, now_s: float) -> None:
+        times = [self._loading.wake_at_s(now_s), self._stop_at_s]
+        wanted_s = min((time_s for time_s in times if time_s is not None), default=None)
+        if wanted_s is not None and wanted_s != self._wake_at_s:
+            self._wake_at_s = wanted_s
+            self._shelf.effects.append(WakeAt(wanted_s))
+
+    def _drain(self, now_s: float) -> None:
+        if self._state == lifecycle.SERVING:
+            self._advance("drain")
+            self._stop_at_s = now_s + self._drain_s
+            self._shelf.is_draining = True
+
+    def _check_drained(self, now_s: float) -> None:
+        if self._state != lifecycle.DRAINING or self._stop_at_s is None:
+            return
+        if self._serving.waiter_count and now_s < self._stop_at_s:
+            return
+        self._stop_at_s = None
+        self._serving.dismiss("the daemon is stopping")
+        self._loading.stop()
+        self._advance("stop")
+        self._shelf.effects.append(Drained())
+
+    def _advance(self, trigger: str) -> None:
+        self._state = lifecycle.advance(lifecycle.DAEMON, self._state, trigger)

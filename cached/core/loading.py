@@ -1,0 +1,273 @@
+"""A model's way from "wanted" to resident, and out of memory again.
+
+Who gets in is decided in ``admission``, the GETs in ``filling``; what is remembered of a
+model is in ``loads``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cached.core import admission
+from cached.core.effects import (
+    CancelParts,
+    CreateSegments,
+    Evicted,
+    Free,
+    MarkReady,
+    Refused,
+    Resolve,
+    Retried,
+)
+from cached.core.errors import LoadFailed, ObjectChanged, OutOfSpace, OverBudget, Stale, StoreError
+from cached.core.loads import Load, delay_s, footprint_bytes
+from cached.core.objects import VersionRef
+from cached.core.parts import Planner
+from cached.core.residency import touched
+
+if TYPE_CHECKING:
+    from cached.core import events
+    from cached.core.errors import CachedError
+    from cached.core.loads import Limits, Model, Shelf
+
+FREE_AGAIN_S = 1.0  # how often a retired version that is still mapped is probed (3 us each)
+RESOLVE_ATTEMPTS = 6  # back-off from 0.1 s: openers hear of a dead store within 7 s
+PREFETCH_AGAIN_S = 5.0  # doubled with each failure of a prefetch, up to …
+PREFETCH_AGAIN_MAX_S = 300.0
+FREQUENCY_HALF_LIFE_S = 3600.0
+
+
+class Loading:
+    """Models in and out of memory.
+
+    Args:
+        shelf: models, loads and the ledger.
+        limits: what the operator allows.
+    """
+
+    def __init__(self, shelf: Shelf, limits: Limits) -> None:
+        self._shelf = shelf
+        self._limits = limits
+        self._free_again_s: float | None = None
+        self.is_ready = False
+
+    def start(self, now_s: float) -> None:
+        """Begin what is prefetched at start."""
+        for model in self._shelf.models.values():
+            if model.ref.prefetch:
+                self.want(model, now_s, is_asked=False)
+        self._latch_ready()
+
+    def stop(self) -> None:
+        """Begin nothing any more; cut what is in flight."""
+        self._shelf.is_stopped = True
+        for model in self._shelf.models.values():
+            if model.load is not None and model.load.in_flight:
+                self._shelf.effects.append(CancelParts(model.load.of))
+
+    def want(self, model: Model, now_s: float, *, is_asked: bool = True) -> None:
+        """See to it that the model is resident or on its way.
+
+        Args:
+            model: any.
+            now_s: monotonic.
+            is_asked: a worker or the operator waits for it: others may be evicted for it.
+        """
+        if self._shelf.is_draining:
+            return
+        model.is_asked = model.is_asked or is_asked
+        if model.state in {"absent", "failed"}:
+            model.advance("want")
+            model.attempts = 0
+            model.retry_at_s = None
+            self._shelf.effects.append(Resolve(model.ref))
+        elif model.state == "admitting":
+            self._admit(model, now_s)  # may evict now, where a mere prefetch had to wait
+
+    def lease_ended(self, now_s: float) -> None:
+        """Let those who wait for room try again: somebody may be evicted now."""
+        for model in self._shelf.models.values():
+            if model.state == "admitting":
+                self._admit(model, now_s)
+
+    def used(self, model: Model, now_s: float) -> None:
+        """Count an open."""
+        model.opens += 1
+        model.frequency = touched(
+            model.frequency, model.last_used_s, now_s, half_life_s=FREQUENCY_HALF_LIFE_S
+        )
+        model.last_used_s = now_s
+
+    def resolved(self, event: events.Resolved, now_s: float) -> None:
+        """Take the manifest and make room for it."""
+        model = self._shelf.models[event.name]
+        model.advance("resolved")
+        model.pending = event.manifest
+        model.available_bytes = event.available_bytes
+        self._admit(model, now_s)
+
+    def resolve_failed(self, event: events.ResolveFailed, now_s: float) -> None:
+        """Try again later, or tell those who wait."""
+        model = self._shelf.models[event.name]
+        model.attempts += 1
+        model.error = event.error
+        if event.error.transient and model.attempts < RESOLVE_ATTEMPTS:
+            asked_s = event.error.retry_after_s if isinstance(event.error, StoreError) else None
+            wait_s = delay_s(model.attempts, event.jitter_ratio, asked_s)
+            model.retry_at_s = now_s + wait_s
+            self._shelf.effects.append(Retried(event.name, event.error.code, wait_s))
+            return
+        self._model_failed(model, event.error, now_s)
+
+    def _admit(self, model: Model, now_s: float) -> None:
+        manifest = model.pending
+        if manifest is None:
+            return
+        of = VersionRef(model.ref.name, manifest.version)
+        if of in self._shelf.retired:
+            return  # the same version is on its way out: asked again when it is freed
+        verdict = admission.decide(
+            model,
+            footprint_bytes(manifest),
+            self._shelf.models.values(),
+            self._shelf.ledger,
+            headroom_bytes=self._limits.headroom_bytes,
+            now_s=now_s,
+        )
+        if isinstance(verdict, OverBudget):
+            self._model_failed(model, verdict, now_s)
+            return
+        for victim in verdict:
+            self.retire(self._shelf.models[victim.name], "budget")
+        if verdict:
+            return  # asked again when they are freed
+        self._shelf.ledger.reserve(of, footprint_bytes(manifest))
+        learnt = model.learnt[1] if model.learnt[0] == of.version else ()
+        model.load = Load(of, manifest, Planner(manifest, learnt=learnt), now_s)
+        model.pending = None
+        model.error = None
+        model.advance("reserved")
+        self._shelf.effects.append(CreateSegments(of, manifest))
+
+    def segments_failed(self, event: events.SegmentsFailed, now_s: float) -> None:
+        """There was no room for them after all."""
+        load = self._shelf.current(event.of)
+        if load is not None:
+            self.load_failed(load, event.error, now_s)
+
+    def published(self, event: events.Published, now_s: float) -> None:
+        """The version is complete, read-only and visible."""
+        load = self._shelf.current(event.of)
+        if load is None:
+            return
+        model = self._shelf.models[event.of.name]
+        model.advance("published")
+        model.is_asked = False
+        model.was_resident = True
+        model.prefetch_failures = 0
+        model.learnt = (load.of.version, tuple(load.planner.touched))
+        load.path = event.path
+        load.load_s = now_s - load.began_s
+        self._shelf.changed[model.ref.name] = None
+        self._latch_ready()
+
+    def _latch_ready(self) -> None:
+        wanted = [model for model in self._shelf.models.values() if model.ref.prefetch]
+        if not self.is_ready and all(model.was_resident for model in wanted):
+            self.is_ready = True
+            self._shelf.effects.append(MarkReady())
+
+    def load_failed(self, load: Load, error: CachedError, now_s: float) -> None:
+        """Give a load up: everyone who waits for it hears why."""
+        model = self._shelf.models[load.of.name]
+        load.error = _told(error, load.of)
+        self.retire(model, "stale" if isinstance(error, ObjectChanged) else "failed")
+        self._note_failure(model, error, now_s)
+
+    def _model_failed(self, model: Model, error: CachedError, now_s: float) -> None:
+        model.pending = None
+        model.advance("fail")
+        self._note_failure(model, error, now_s)
+
+    def _note_failure(self, model: Model, error: CachedError, now_s: float) -> None:
+        model.error = _told(error, VersionRef(model.ref.name, ""))
+        model.is_asked = False
+        self._shelf.changed[model.ref.name] = None
+        self._shelf.effects.append(Refused(model.ref.name, error.code, model.error.message))
+        if model.ref.prefetch and (error.transient or isinstance(error, ObjectChanged)):
+            wait_s = PREFETCH_AGAIN_S * 2 ** min(model.prefetch_failures, 10)
+            model.retry_at_s = now_s + min(wait_s, PREFETCH_AGAIN_MAX_S)
+            model.prefetch_failures += 1
+
+    def retire(self, model: Model, reason: str) -> int:
+        """Take the model's current load out of use; return its bytes.
+
+        The memory is counted until ``Freed``. In-flight GETs are cut and waited for.
+        """
+        load = model.load
+        if load is None:
+            return 0
+        model.advance("evict" if load.error is None else "fail")
+        model.load = None
+        self._shelf.retired[load.of] = load
+        self._shelf.changed[load.of.name] = None
+        size_bytes = footprint_bytes(load.manifest)
+        self._shelf.effects.append(Evicted(load.of, reason, size_bytes))
+        self._shelf.effects.append(CancelParts(load.of) if load.in_flight else Free(load.of))
+        return size_bytes
+
+    def freed(self, event: events.Freed, now_s: float) -> None:
+        """The memory is back: let those who wait for room try again."""
+        load = self._shelf.retired.pop(event.of, None)
+        if load is None:
+            return
+        freed_bytes = self._shelf.ledger.release(event.of)
+        self._shelf.changed[event.of.name] = None
+        for model in self._shelf.models.values():
+            if model.state == "admitting":
+                model.available_bytes += freed_bytes
+                self._admit(model, now_s)
+
+    def still_mapped(self, event: events.StillMapped, now_s: float) -> None:
+        """Somebody uses a retired version by path: look again, and look for other room."""
+        if event.of in self._shelf.retired and self._free_again_s is None:
+            self._free_again_s = now_s + FREE_AGAIN_S
+        for model in self._shelf.models.values():
+            if model.state == "admitting" and not self._is_freeing():
+                self._admit(model, now_s)
+
+    def _is_freeing(self) -> bool:
+        return any(load.in_flight for load in self._shelf.retired.values())
+
+    def ticked(self, now_s: float) -> None:
+        """Do what was put off until now."""
+        if self._free_again_s is not None and self._free_again_s <= now_s:
+            self._free_again_s = None
+            quiet = [load for load in self._shelf.retired.values() if not load.in_flight]
+            self._shelf.effects.extend(Free(load.of) for load in quiet)
+        for model in self._shelf.models.values():
+            if model.retry_at_s is None or model.retry_at_s > now_s or self._shelf.is_draining:
+                continue
+            model.retry_at_s = None
+            if model.state == "resolving":
+                self._shelf.effects.append(Resolve(model.ref))
+            else:
+                self.want(model, now_s, is_asked=False)
+
+    def wake_at_s(self, now_s: float) -> float | None:
+        """Return when there is something to do though nothing happens; None if never."""
+        times = [self._free_again_s]
+        for model in self._shelf.models.values():
+            times.append(model.retry_at_s)
+            if model.load is not None and model.load.resume_at_s > now_s:
+                times.append(model.load.resume_at_s)
+        return min((time_s for time_s in times if time_s is not None), default=None)
+
+
+def _told(error: CachedError, of: VersionRef) -> CachedError:
+    """Return the error as a worker shall see it."""
+    if isinstance(error, ObjectChanged):
+        return Stale(error.message, hint="open the model again to get the new version")
+    if isinstance(error, OverBudget | OutOfSpace | LoadFailed):
+        return error
+    return LoadFailed(f"cannot load {of.name}: {error.message}", hint=error.hint)

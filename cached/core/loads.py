@@ -1,0 +1,212 @@
+"""What the engine remembers of a model and of one attempt to load it.
+
+A *load* is one attempt to hold one version. A model has at most one that is current; a
+load that failed or was evicted is *retired*: it is counted in the ledger until the kernel
+has its memory back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cached.core import lifecycle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cached.core.effects import Effect
+    from cached.core.errors import CachedError
+    from cached.core.header import Header
+    from cached.core.ledger import Ledger
+    from cached.core.objects import Manifest, ModelRef, Part, PeerId, Range, VersionRef
+    from cached.core.parts import Planner
+
+PAGE_BYTES = 4096
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 20.0  # AWS SDKs' cap for back-off
+
+
+class Load:
+    """One attempt to hold one version in memory.
+
+    Attributes:
+        headers: of safetensors files, by index, as they become known.
+        holders: peers with a lease.
+        error: why it failed; waiters get it. None while it goes well.
+        path: the directory, once published.
+        resume_at_s: no GET before this time (back-off).
+    """
+
+    __slots__ = (
+        "began_s",
+        "error",
+        "failures",
+        "header_asked",
+        "headers",
+        "holders",
+        "in_flight",
+        "is_mappable",
+        "load_s",
+        "manifest",
+        "of",
+        "path",
+        "planner",
+        "resume_at_s",
+    )
+
+    def __init__(self, of: VersionRef, manifest: Manifest, planner: Planner, now_s: float) -> None:
+        self.of = of
+        self.manifest = manifest
+        self.planner = planner
+        self.headers: dict[int, Header] = {}
+        self.header_asked: dict[int, int] = {}
+        self.holders: set[PeerId] = set()
+        self.in_flight: dict[int, Part] = {}
+        self.failures: dict[tuple[int, int], int] = {}
+        self.is_mappable = False
+        self.error: CachedError | None = None
+        self.path: str | None = None
+        self.resume_at_s = now_s
+        self.began_s = now_s
+        self.load_s = 0.0
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether it can be mapped and every safetensors header is known."""
+        return self.is_mappable and all(
+            index in self.headers
+            for index, stored in enumerate(self.manifest.objects)
+            if stored.is_safetensors
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is published."""
+        return self.path is not None
+
+    def covers(self, ranges: Iterable[tuple[int, Range]]) -> bool:
+        """Return whether all these bytes are there."""
+        return self.is_complete or all(
+            self.planner.has(index, wanted.start, wanted.stop) for index, wanted in ranges
+        )
+
+
+class Model:
+    """What is known of one configured model.
+
+    Attributes:
+        state: a row of ``lifecycle.MODEL``.
+        load: the current one; None unless loading, publishing or resident.
+        pending: resolved, waiting for room.
+        is_asked: a worker or the operator waits for it: then others may be evicted.
+        frequency: decayed count of opens, as of ``last_used_s``.
+    """
+
+    __slots__ = (
+        "attempts",
+        "available_bytes",
+        "error",
+        "frequency",
+        "is_asked",
+        "last_used_s",
+        "learnt",
+        "load",
+        "opens",
+        "pending",
+        "prefetch_failures",
+        "ref",
+        "retry_at_s",
+        "state",
+        "was_resident",
+    )
+
+    def __init__(self, ref: ModelRef) -> None:
+        self.ref = ref
+        self.state = lifecycle.ABSENT
+        self.load: Load | None = None
+        self.pending: Manifest | None = None
+        self.available_bytes = 0
+        self.error: CachedError | None = None
+        self.attempts = 0
+        self.retry_at_s: float | None = None
+        self.prefetch_failures = 0
+        self.is_asked = False
+        self.was_resident = False
+        self.opens = 0
+        self.frequency = 0.0
+        self.last_used_s = 0.0
+        self.learnt: tuple[str, tuple[tuple[int, int, int], ...]] = ("", ())
+
+    def advance(self, trigger: str) -> None:
+        """Change the state by the table, and in no other way."""
+        self.state = lifecycle.advance(lifecycle.MODEL, self.state, trigger)
+
+
+def delay_s(failures: int, jitter_ratio: float, asked_s: float | None) -> float:
+    """Return the back-off after so many failures in a row: doubling, half of it random.
+
+    ``asked_s`` is the store's Retry-After: never less than that.
+    """
+    longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 10))
+    return max(asked_s or 0.0, longest * (0.5 + jitter_ratio / 2))
+
+
+def footprint_bytes(manifest: Manifest) -> int:
+    """Return what a version takes in memory: every file rounded up to pages."""
+    return sum(-(-stored.size_bytes // PAGE_BYTES) * PAGE_BYTES for stored in manifest.objects)
+
+
+class Limits(NamedTuple):
+    """What the operator allows.
+
+    Attributes:
+        fetch_slots: GETs in flight.
+        headroom_bytes: of available memory, never taken.
+        part_attempts: GETs in a row that may fail at one byte before the load does.
+    """
+
+    fetch_slots: int = 8
+    headroom_bytes: int = 0
+    part_attempts: int = 8
+
+
+class Shelf:
+    """All models and their loads: what the parts of the engine share.
+
+    Attributes:
+        models: by name, in the order of the configuration.
+        ledger: of the memory budget.
+        retired: loads that are out of use, but not yet out of memory.
+        effects: decided since the engine last took them.
+        changed: names of models whose waiters may have an answer now.
+        is_draining: nothing new is wanted.
+        is_stopped: no GET is begun.
+    """
+
+    __slots__ = (
+        "changed",
+        "effects",
+        "is_draining",
+        "is_stopped",
+        "ledger",
+        "models",
+        "retired",
+    )
+
+    def __init__(self, refs: tuple[ModelRef, ...], ledger: Ledger) -> None:
+        self.models = {ref.name: Model(ref) for ref in refs}
+        self.ledger = ledger
+        self.retired: dict[VersionRef, Load] = {}
+        self.effects: list[Effect] = []
+        self.changed: dict[str, None] = {}  # a set that keeps its order
+        self.is_draining = False
+        self.is_stopped = False
+
+    def current(self, of: VersionRef) -> Load | None:
+        """Return the load if it is still the model's current one."""
+        load = self.models[of.name].load
+        return load if load is not None and load.of == of else None
+
+    def find(self, of: VersionRef) -> Load | None:
+        """Return a load, current or retired."""
+        return self.current(of) or self.retired.get(of)

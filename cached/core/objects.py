@@ -1,0 +1,124 @@
+"""The nouns that every layer shares: names, objects, ranges, parts.
+
+All of them are plain values. They are imported before the first GET, so they are
+NamedTuples: a frozen dataclass costs ten times as much to define.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NewType
+
+PeerId = NewType("PeerId", int)
+"""One accepted connection of a worker; never used again after it closed."""
+
+
+class ModelRef(NamedTuple):
+    """A model as the operator named it; from configuration only.
+
+    Attributes:
+        name: what workers ask for: letters, digits, ``.``, ``_``, ``-``.
+        uri: ``s3://bucket/prefix/``, ``s3://bucket/key``, ``file:///directory/`` or a file.
+        prefetch: fetch at start, before anybody asks.
+        pinned: never evicted to make room.
+    """
+
+    name: str
+    uri: str
+    prefetch: bool = True
+    pinned: bool = False
+
+
+class VersionRef(NamedTuple):
+    """One version of one model: what is loaded, leased, published and freed as a whole."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class FileRef(NamedTuple):
+    """One file of one version.
+
+    Attributes:
+        of: the version.
+        index: position in ``Manifest.objects``.
+    """
+
+    of: VersionRef
+    index: int
+
+
+class Range(NamedTuple):
+    """Bytes ``[start, stop)`` of one file."""
+
+    start: int
+    stop: int
+
+
+class StoredObject(NamedTuple):
+    """One object as the store described it.
+
+    Attributes:
+        key: the full key in the bucket, or the path of a local file.
+        path: where the file lies in the model's directory: relative, with ``/``,
+            checked by ``manifest.layout_path``.
+        size_bytes: exact length.
+        etag: as the store sent it, quotes included; pins every GET by ``If-Match``.
+        version_id: of a versioned bucket; ``None`` if unknown.
+        checksum: ``"crc64nvme:<base64>"`` and the like, if the store told; else ``None``.
+    """
+
+    key: str
+    path: str
+    size_bytes: int
+    etag: str
+    version_id: str | None = None
+    checksum: str | None = None
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether its header is parsed; every other file is carried as it is."""
+        return self.path.endswith(".safetensors")
+
+
+class Manifest(NamedTuple):
+    """The objects of one version of a model.
+
+    Attributes:
+        uri: where it was resolved from.
+        version: the id; equal for equal objects (``manifest.version_of``).
+        objects: sorted by path, at least one.
+    """
+
+    uri: str
+    version: str
+    objects: tuple[StoredObject, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of all files."""
+        return sum(stored.size_bytes for stored in self.objects)
+
+
+class Part(NamedTuple):
+    """One ranged GET, as planned.
+
+    Attributes:
+        part_id: unique in the daemon's life.
+        file: which file it belongs to.
+        uri: of the model, to find the store.
+        stored: the object.
+        start: first byte, an offset in the file.
+        stop: one past the last byte.
+        attempt: 0 for the first; counts failed attempts that made no progress.
+    """
+
+    part_id: int
+    file: FileRef
+    uri: str
+    stored: StoredObject
+    start: int
+    stop: int
+    attempt: int = 0

@@ -1,0 +1,69 @@
+"""What the daemon tells of itself: the body of a ``status`` reply (docs/wire.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cached.core.loads import Model, Shelf
+
+
+class About(NamedTuple):
+    """What does not change while the daemon lives.
+
+    Attributes:
+        version: of the distribution.
+        pid: its process.
+        owner_uid: who may prefetch and evict, beside root.
+        socket: its address.
+        began_s: monotonic.
+    """
+
+    version: str
+    pid: int
+    owner_uid: int
+    socket: str
+    began_s: float
+
+
+def status(shelf: Shelf, about: About, models: Iterable[Model], now_s: float) -> dict[str, object]:
+    """Return the status of these models and of the memory, as JSON members."""
+    ledger = shelf.ledger
+    return {
+        "daemon": about.version,
+        "pid": about.pid,
+        "uptime_s": round(now_s - about.began_s, 3),
+        "socket": about.socket,
+        "memory": {
+            "budget_bytes": ledger.budget_bytes,
+            "reserved_bytes": ledger.reserved_bytes,
+            "committed_bytes": ledger.committed_bytes,
+            "leased_bytes": ledger.leased_bytes,
+            "free_bytes": ledger.free_bytes,
+        },
+        "models": [_model(shelf, model) for model in models],
+    }
+
+
+def _model(shelf: Shelf, model: Model) -> dict[str, object]:
+    load = model.load
+    manifest = load.manifest if load else model.pending
+    is_freeing = any(of.name == model.ref.name for of in shelf.retired)
+    return {
+        "name": model.ref.name,
+        "uri": model.ref.uri,
+        "state": "freeing" if model.state == "absent" and is_freeing else model.state,
+        "version": manifest.version if manifest else None,
+        "size_bytes": manifest.size_bytes if manifest else None,
+        "committed_bytes": shelf.ledger.committed_of(load.of) if load else 0,
+        "files": len(manifest.objects) if manifest else None,
+        "headers": load.has_headers if load else False,
+        "leases": len(load.holders) if load else 0,
+        "opens": model.opens,
+        "path": load.path if load else None,
+        "pinned": model.ref.pinned,
+        "load_s": round(load.load_s, 6) if load and load.is_complete else None,
+        "error": str(model.error) if model.error else None,
+    }

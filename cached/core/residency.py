@@ -1,0 +1,117 @@
+"""Who has to go when a model wants in: a pure choice.
+
+A version is worth keeping for the time that it would take to load it again, as often as it
+is used, per byte that it takes: GreedyDual-Size-Frequency (Cherkasova, "Improving WWW
+proxies performance with Greedy-Dual-Size-Frequency caching policy", HP Labs, 1998), with a
+half-life in place of its inflation term.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cached.core.objects import VersionRef
+
+HALF_LIFE_S = 3600.0  # a model used hourly keeps about two uses on its account
+
+
+class Candidate(NamedTuple):
+    """A version in memory.
+
+    Attributes:
+        of: the version.
+        size_bytes: what evicting it gives back.
+        load_s: how long loading it took.
+        last_used_s: monotonic.
+        frequency: count of uses, decayed as of ``last_used_s`` (``touched``).
+        is_leased: somebody holds it.
+        is_pinned: the operator keeps it, or it is promised to somebody.
+    """
+
+    of: VersionRef
+    size_bytes: int
+    load_s: float
+    last_used_s: float
+    frequency: float
+    is_leased: bool = False
+    is_pinned: bool = False
+
+
+def decayed(
+    frequency: float, last_s: float, now_s: float, *, half_life_s: float = HALF_LIFE_S
+) -> float:
+    """Return a count of uses as it weighs now: halved for every half-life since ``last_s``."""
+    return float(frequency * 2.0 ** (-max(0.0, now_s - last_s) / half_life_s))
+
+
+def touched(
+    frequency: float, last_s: float, now_s: float, *, half_life_s: float = HALF_LIFE_S
+) -> float:
+    """Return the decayed count of uses after one more at ``now_s``."""
+    return decayed(frequency, last_s, now_s, half_life_s=half_life_s) + 1.0
+
+
+def worth(candidate: Candidate, now_s: float, *, half_life_s: float = HALF_LIFE_S) -> float:
+    """Return what keeping a version saves: seconds of loading per byte, times its uses."""
+    uses = decayed(candidate.frequency, candidate.last_used_s, now_s, half_life_s=half_life_s)
+    return uses * candidate.load_s / candidate.size_bytes
+
+
+def choose(
+    candidates: Iterable[Candidate],
+    needed_bytes: int,
+    free_bytes: int,
+    now_s: float,
+    *,
+    half_life_s: float = HALF_LIFE_S,
+) -> tuple[VersionRef, ...] | None:
+    """Return which versions to evict so that ``needed_bytes`` are free.
+
+    The least worth go first. What turned out unnecessary then stays, the largest first.
+    More free bytes never evict more bytes, and the order of the candidates does not matter.
+
+    Args:
+        candidates: everything in memory; what is leased or pinned is never chosen.
+        needed_bytes: what wants in.
+        free_bytes: what is free already; may be negative.
+        now_s: monotonic.
+        half_life_s: of the count of uses.
+
+    Returns:
+        Nothing to evict is ``()``; ``None`` if it does not fit even so.
+    """
+    short_bytes = needed_bytes - free_bytes
+    evictable = [
+        candidate
+        for candidate in candidates
+        if not candidate.is_leased and not candidate.is_pinned and candidate.size_bytes > 0
+    ]
+    evictable.sort(
+        key=lambda candidate: (
+            worth(candidate, now_s, half_life_s=half_life_s),
+            candidate.last_used_s,
+            candidate.of,
+        )
+    )
+    chosen: list[Candidate] = []
+    for candidate in evictable:
+        if short_bytes <= 0:
+            break
+        chosen.append(candidate)
+        short_bytes -= candidate.size_bytes
+    if short_bytes > 0:
+        return None
+    return tuple(candidate.of for candidate in _without_surplus(chosen, -short_bytes))
+
+
+def _without_surplus(chosen: list[Candidate], surplus_bytes: int) -> list[Candidate]:
+    """Return the chosen without those that ``surplus_bytes`` pay for."""
+    kept: set[VersionRef] = set()
+    for candidate in sorted(chosen, key=lambda one: (-one.size_bytes, one.of)):
+        if candidate.size_bytes <= surplus_bytes:
+            surplus_bytes -= candidate.size_bytes
+            kept.add(candidate.of)
+    return [candidate for candidate in chosen if candidate.of not in kept]

@@ -1,0 +1,389 @@
+"""Peers, their leases, and the requests that wait for an answer.
+
+A request that cannot be answered yet becomes a ``Waiter``; ``settle`` looks again at the
+waiters of a model whenever something about it changed. docs/wire.md says what each
+request and reply means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cached.core import reporting, wire
+from cached.core.effects import Reply
+from cached.core.errors import (
+    BadRequest,
+    CachedError,
+    DaemonUnavailable,
+    ModelUnknown,
+    NotPermitted,
+    TensorUnknown,
+    TimedOut,
+)
+from cached.core.objects import FileRef, PeerId, Range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cached.core.events import Connected, Requested
+    from cached.core.loading import Loading
+    from cached.core.loads import Load, Model, Shelf
+    from cached.core.reporting import About
+
+LOCAL = PeerId(0)
+"""The daemon's own threads (HTTP): said hello, and may do what its owner may."""
+
+Answer = tuple[dict[str, object], tuple[FileRef, ...]]
+
+
+class Peer:
+    """One connection.
+
+    Attributes:
+        lease: the load it holds; None before ``open``.
+    """
+
+    __slots__ = ("has_greeted", "lease", "uid")
+
+    def __init__(self, uid: int, *, has_greeted: bool = False) -> None:
+        self.uid = uid
+        self.has_greeted = has_greeted
+        self.lease: Load | None = None
+
+
+class Waiter(NamedTuple):
+    """A request that is not answered yet.
+
+    Attributes:
+        answer: returns the reply, or None to wait on; raises the error that is the reply.
+    """
+
+    peer: PeerId
+    request_id: int
+    op: str
+    answer: Callable[[], Answer | None]
+
+
+class Serving:
+    """The workers' side of the engine.
+
+    Args:
+        shelf: models and loads.
+        loading: to want, use and retire models.
+        about: what ``hello`` and ``status`` tell.
+    """
+
+    def __init__(self, shelf: Shelf, loading: Loading, about: About) -> None:
+        self._shelf = shelf
+        self._loading = loading
+        self._about = about
+        self._peers: dict[PeerId, Peer] = {LOCAL: Peer(about.owner_uid, has_greeted=True)}
+        self._waiters: dict[str, list[Waiter]] = {}
+        self._operations: dict[str, Callable[[Peer, Requested, float], None]] = {
+            "hello": self._hello,
+            "open": self._open,
+            "descriptors": self._descriptors,
+            "wait": self._wait,
+            "arrivals": self._arrivals,
+            "check": self._check,
+            "cancel": self._cancel,
+            "status": self._status,
+            "prefetch": self._prefetch,
+            "evict": self._evict,
+        }
+
+    @property
+    def waiter_count(self) -> int:
+        """How many requests are not answered yet."""
+        return sum(len(waiters) for waiters in self._waiters.values())
+
+    def connected(self, event: Connected) -> None:
+        """Get to know a peer."""
+        self._peers[event.peer] = Peer(event.uid)
+
+    def disconnected(self, peer_id: PeerId, now_s: float) -> None:
+        """End its lease and forget its requests."""
+        peer = self._peers.pop(peer_id, None)
+        if peer is None:
+            return
+        for name, waiters in self._waiters.items():
+            self._waiters[name] = [waiter for waiter in waiters if waiter.peer != peer_id]
+        if peer.lease is not None:
+            peer.lease.holders.discard(peer_id)
+            self._shelf.ledger.unlease(peer.lease.of)
+            self._loading.lease_ended(now_s)
+
+    def requested(self, event: Requested, now_s: float) -> None:
+        """Answer a request, now or later."""
+        peer = self._peers.get(event.peer)
+        if peer is None:
+            return  # it left before its request was read
+        try:
+            operation = self._operations.get(event.op)
+            if operation is None:
+                known = " ".join(sorted(self._operations))
+                message = f"op {event.op[:64]!r} is not known: it is one of {known}"
+                raise BadRequest(message, hint="docs/wire.md lists what each takes")
+            if not peer.has_greeted and event.op != "hello":
+                raise BadRequest("the first request must be hello", hint="see docs/wire.md")
+            operation(peer, event, now_s)
+        except CachedError as error:
+            self._reply(event, wire.error_body(error))
+
+    def settle(self, name: str) -> None:
+        """Answer those waiters of a model that can be answered now."""
+        waiting = self._waiters.pop(name, [])
+        still = [waiter for waiter in waiting if not self._try(waiter)]
+        if still:
+            self._waiters[name] = still
+
+    def dismiss(self, reason: str) -> None:
+        """Answer every waiter with ``DaemonUnavailable``."""
+        error = DaemonUnavailable(reason, hint="try again, or read the model another way")
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                self._send(waiter, (wire.error_body(error), ()))
+        self._waiters.clear()
+
+    def _try(self, waiter: Waiter) -> bool:
+        try:
+            answer = waiter.answer()
+        except CachedError as error:
+            answer = (wire.error_body(error), ())
+        if answer is None:
+            return False
+        self._send(waiter, answer)
+        return True
+
+    def _send(self, waiter: Waiter, answer: Answer) -> None:
+        body, files = answer
+        self._shelf.effects.append(Reply(waiter.peer, waiter.request_id, waiter.op, body, files))
+
+    def _reply(self, event: Requested, body: dict[str, object]) -> None:
+        self._shelf.effects.append(Reply(event.peer, event.request_id, event.op, body))
+
+    def _answer_or_wait(
+        self, event: Requested, name: str, answer: Callable[[], Answer | None]
+    ) -> None:
+        waiter = Waiter(event.peer, event.request_id, event.op, answer)
+        if not self._try(waiter):
+            self._waiters.setdefault(name, []).append(waiter)
+
+    # --- requests, in the order of docs/wire.md
+
+    def _hello(self, peer: Peer, event: Requested, now_s: float) -> None:
+        wire.check_protocol(event.fields.get("protocol"))
+        peer.has_greeted = True
+        about = self._about
+        body: dict[str, object] = {
+            "protocol": list(wire.PROTOCOL),
+            "daemon": about.version,
+            "pid": about.pid,
+        }
+        self._reply(event, body)
+
+    def _open(self, peer: Peer, event: Requested, now_s: float) -> None:
+        if peer.lease is not None or event.peer == LOCAL:
+            message = f"this connection holds a lease of {peer.lease.of}" if peer.lease else "local"
+            raise BadRequest(message, hint="open another connection for another lease")
+        model = self._model(wire.text(event.fields, "model"))
+        until = wire.optional_text(event.fields, "until") or "header"
+        if until not in {"header", "ready"}:
+            message = f"until must be header or ready, was {until[:64]!r}"
+            raise BadRequest(message)
+        names = wire.names(event.fields, "tensors")
+        self._refuse_when_draining()
+        self._loading.used(model, now_s)
+        self._loading.want(model, now_s)
+
+        def answer() -> Answer | None:
+            load = model.load
+            if load is None:
+                if model.state == "failed" and model.error is not None:
+                    raise model.error
+                self._loading.want(model, now_s)  # it was evicted in the meantime
+                return None
+            if not load.has_headers:
+                return None
+            wanted = _tensor_ranges(load, names)
+            for index, span in wanted:
+                load.planner.want(index, span.start, span.stop)
+            is_there = load.is_complete if names is None else load.covers(wanted)
+            if until == "ready" and not is_there:
+                return None
+            return self._grant(peer, event.peer, load)
+
+        self._answer_or_wait(event, model.ref.name, answer)
+
+    def _grant(self, peer: Peer, peer_id: PeerId, load: Load) -> Answer:
+        peer.lease = load
+        load.holders.add(peer_id)
+        self._shelf.ledger.lease(load.of)
+        files: list[dict[str, object]] = []
+        for index, stored in enumerate(load.manifest.objects):
+            header = load.headers.get(index)
+            files.append(
+                {
+                    "path": stored.path,
+                    "size": stored.size_bytes,
+                    "header_bytes": header.header_bytes if header else None,
+                }
+            )
+        sent = tuple(FileRef(load.of, index) for index in range(len(files)))
+        sent = sent[: wire.MAX_DESCRIPTORS]
+        body: dict[str, object] = {
+            "name": load.of.name,
+            "version": load.of.version,
+            "complete": load.is_complete,
+            "path": load.path,
+            "files": files,
+        }
+        return body, sent
+
+    def _descriptors(self, peer: Peer, event: Requested, now_s: float) -> None:
+        load = self._lease(peer)
+        indices = wire.numbers(event.fields, "files")
+        count = len(load.manifest.objects)
+        if len(indices) > wire.MAX_DESCRIPTORS or any(index >= count for index in indices):
+            message = f"files must be at most {wire.MAX_DESCRIPTORS} numbers below {count}"
+            raise BadRequest(message)
+        files = tuple(FileRef(load.of, index) for index in indices)
+        self._shelf.effects.append(Reply(event.peer, event.request_id, event.op, {}, files))
+
+    def _wait(self, peer: Peer, event: Requested, now_s: float) -> None:
+        load = self._lease(peer)
+        ranges = wire.ranges(event.fields)
+        for index, span in ranges or ():
+            if index >= len(load.manifest.objects):
+                message = f"file {index} is not one of {len(load.manifest.objects)}"
+                raise BadRequest(message)
+            if span.stop > load.manifest.objects[index].size_bytes:
+                size_bytes = load.manifest.objects[index].size_bytes
+                message = f"range stops at {span.stop}, the file at {size_bytes}"
+                raise BadRequest(message)
+            load.planner.want(index, span.start, span.stop)
+
+        def answer() -> Answer | None:
+            if load.is_complete if ranges is None else load.covers(ranges):
+                return self._progress(load, {"path": load.path} if ranges is None else {})
+            if load.error is not None:
+                raise load.error
+            self._refuse_when_retired(load)
+            return None
+
+        self._answer_or_wait(event, load.of.name, answer)
+
+    def _arrivals(self, peer: Peer, event: Requested, now_s: float) -> None:
+        load = self._lease(peer)
+        seen_bytes = wire.number(event.fields, "seen")
+
+        def answer() -> Answer | None:
+            there = [
+                [index, span.start, span.stop]
+                for index in range(len(load.manifest.objects))
+                for span in load.planner.ranges(index)
+            ]
+            there_bytes = sum(stop - start for _, start, stop in there)
+            if there_bytes > seen_bytes or load.is_complete:
+                return self._progress(load, {"seen": there_bytes, "ranges": there})
+            if load.error is not None:
+                raise load.error
+            self._refuse_when_retired(load)
+            return None
+
+        self._answer_or_wait(event, load.of.name, answer)
+
+    def _check(self, peer: Peer, event: Requested, now_s: float) -> None:
+        load = self._lease(peer)
+        current = self._shelf.models[load.of.name].load
+        is_stale = load.error is not None or (current is not None and current is not load)
+        version = current.of.version if current is not None else None
+        self._reply(event, {"stale": is_stale, "current": version})
+
+    def _cancel(self, peer: Peer, event: Requested, now_s: float) -> None:
+        request_id = wire.number(event.fields, "request")
+        for name, waiters in self._waiters.items():
+            for waiter in waiters:
+                if waiter.peer == event.peer and waiter.request_id == request_id:
+                    error = TimedOut("given up by the worker")
+                    self._send(waiter, (wire.error_body(error), ()))
+                    self._waiters[name] = [other for other in waiters if other is not waiter]
+                    break
+        self._reply(event, {})
+
+    def _status(self, peer: Peer, event: Requested, now_s: float) -> None:
+        name = wire.optional_text(event.fields, "model")
+        models = [self._model(name)] if name is not None else self._shelf.models.values()
+        body = reporting.status(self._shelf, self._about, models, now_s)
+        body["ready"] = self._loading.is_ready
+        self._reply(event, body)
+
+    def _prefetch(self, peer: Peer, event: Requested, now_s: float) -> None:
+        self._refuse_unless_owner(peer, "prefetch")
+        model = self._model(wire.text(event.fields, "model"))
+        self._refuse_when_draining()
+        self._loading.want(model, now_s)
+        self._reply(event, {"state": model.state})
+
+    def _evict(self, peer: Peer, event: Requested, now_s: float) -> None:
+        self._refuse_unless_owner(peer, "evict")
+        model = self._model(wire.text(event.fields, "model"))
+        load = model.load
+        if load is not None and load.holders:
+            message = f"{model.ref.name} is leased by {len(load.holders)} workers"
+            raise NotPermitted(message, hint="evict it when they have closed it")
+        freed_bytes = self._loading.retire(model, "asked")
+        self._reply(event, {"freed_bytes": freed_bytes})
+
+    # --- what requests have in common
+
+    def _model(self, name: str) -> Model:
+        model = self._shelf.models.get(name)
+        if model is None:
+            known = ", ".join(self._shelf.models) or "none"
+            message = f"no model named {name[:128]!r} is configured: known are {known}"
+            raise ModelUnknown(message, hint=f"start the daemon with --model {name[:128]}=s3://…")
+        return model
+
+    @staticmethod
+    def _lease(peer: Peer) -> Load:
+        if peer.lease is None:
+            raise BadRequest("this connection holds no lease", hint="send open first")
+        return peer.lease
+
+    @staticmethod
+    def _progress(load: Load, more: dict[str, object]) -> Answer:
+        return {"complete": load.is_complete, **more}, ()
+
+    def _refuse_unless_owner(self, peer: Peer, op: str) -> None:
+        if peer.uid not in {0, self._about.owner_uid}:
+            message = f"{op} is for uid {self._about.owner_uid} and root, was asked by {peer.uid}"
+            raise NotPermitted(message, hint="run the command as the daemon's user")
+
+    def _refuse_when_draining(self) -> None:
+        if self._shelf.is_draining:
+            raise DaemonUnavailable("the daemon is stopping", hint="try again when it is back")
+
+    def _refuse_when_retired(self, load: Load) -> None:
+        if load.of in self._shelf.retired:
+            message = f"{load.of} was taken out of memory"
+            raise DaemonUnavailable(message, hint="open it again")
+
+
+def _tensor_ranges(load: Load, names: tuple[str, ...] | None) -> list[tuple[int, Range]]:
+    """Return where the named tensors are.
+
+    Raises:
+        TensorUnknown: the model has none of that name.
+    """
+    ranges = []
+    for name in names or ():
+        for index, header in load.headers.items():
+            tensor = header.tensors.get(name)
+            if tensor is not None:
+                ranges.append((index, Range(tensor.start, tensor.stop)))
+                break
+        else:
+            message = f"{load.of.name} has no tensor named {name[:128]!r}"
+            raise TensorUnknown(message)
+    return ranges

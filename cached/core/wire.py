@@ -1,0 +1,175 @@
+"""The wire protocol of docs/wire.md: frames, error bodies, and the members of requests."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from cached.core import errors
+from cached.core.errors import BadRequest, CachedError, FrameError, LoadFailed, ProtocolMismatch
+from cached.core.objects import Range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PROTOCOL: Final = (1, 0)
+MAX_REQUEST_BYTES: Final = 1 << 20
+MAX_REPLY_BYTES: Final = 64 << 20
+MAX_DESCRIPTORS: Final = 128
+MAX_OUTSTANDING: Final = 64
+LENGTH_BYTES: Final = 4
+MAX_NUMBER: Final = 2**53 - 1
+
+
+def encode(body: Mapping[str, object]) -> bytes:
+    """Return a frame: its length and compact JSON."""
+    text = json.dumps(body, separators=(",", ":")).encode()
+    return len(text).to_bytes(LENGTH_BYTES, "big") + text
+
+
+class FrameBuffer:
+    """Bytes of a stream in, frames out."""
+
+    __slots__ = ("_buffer", "_limit_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes as they come."""
+        self._buffer += data
+
+    def next_frame(self) -> dict[str, object] | None:
+        """Return the next whole frame; None if there is none yet.
+
+        Raises:
+            FrameError: the stream breaks the protocol; close it.
+        """
+        if len(self._buffer) < LENGTH_BYTES:
+            return None
+        size_bytes = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+        if size_bytes > self._limit_bytes:
+            message = f"frame of {size_bytes} bytes: at most {self._limit_bytes} are allowed"
+            raise FrameError(message)
+        stop = LENGTH_BYTES + size_bytes
+        if len(self._buffer) < stop:
+            return None
+        raw = bytes(self._buffer[LENGTH_BYTES:stop])
+        del self._buffer[:stop]
+        try:
+            body = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            message = f"frame of {size_bytes} bytes is not JSON"
+            raise FrameError(message) from error
+        if not isinstance(body, dict):
+            message = f"frame holds a {type(body).__name__}, not an object"
+            raise FrameError(message)
+        return body
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        while (frame := self.next_frame()) is not None:
+            yield frame
+
+
+_CLASSES = {
+    value.code: value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, CachedError)
+}
+
+
+def error_body(error: CachedError) -> dict[str, object]:
+    """Return the member of an error reply."""
+    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+
+
+def error_from(body: Mapping[str, object]) -> CachedError:
+    """Return the error of an error reply."""
+    told = body.get("error")
+    if not isinstance(told, dict):
+        told = {}
+    kind = _CLASSES.get(str(told.get("code")), LoadFailed)
+    return kind(str(told.get("message", "")), hint=str(told.get("hint", "")))
+
+
+def check_protocol(theirs: object) -> None:
+    """Raise unless a peer's version can be served."""
+    if (
+        not isinstance(theirs, list)
+        or len(theirs) != 2
+        or not all(type(number) is int for number in theirs)
+    ):
+        message = f"protocol must be [major, minor], was {theirs!r:.64}"
+        raise BadRequest(message)
+    if theirs[0] != PROTOCOL[0]:
+        older = "client" if theirs[0] < PROTOCOL[0] else "daemon"
+        message = (
+            f"the client speaks protocol {theirs[0]}.{theirs[1]}, "
+            f"the daemon {PROTOCOL[0]}.{PROTOCOL[1]}"
+        )
+        raise ProtocolMismatch(message, hint=f"upgrade the {older}")
+
+
+def text(fields: Mapping[str, object], key: str) -> str:
+    """Return a member that must be text."""
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise _wrong(key, "text", value)
+    return value
+
+
+def optional_text(fields: Mapping[str, object], key: str) -> str | None:
+    """Return a member that may be absent."""
+    return None if fields.get(key) is None else text(fields, key)
+
+
+def number(fields: Mapping[str, object], key: str) -> int:
+    """Return a member that must be a whole number from 0 to 2^53 - 1."""
+    return _number(fields.get(key), key)
+
+
+def numbers(fields: Mapping[str, object], key: str) -> list[int]:
+    """Return a member that must be a list of whole numbers."""
+    value = fields.get(key)
+    if not isinstance(value, list):
+        raise _wrong(key, "a list of whole numbers", value)
+    return [_number(item, key) for item in value]
+
+
+def names(fields: Mapping[str, object], key: str) -> tuple[str, ...] | None:
+    """Return a member that is a list of names; None if it is absent."""
+    value = fields.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _wrong(key, "a list of names", value)
+    return tuple(value)
+
+
+def ranges(fields: Mapping[str, object]) -> list[tuple[int, Range]] | None:
+    """Return ``ranges`` of a wait; None for ``"all"``."""
+    value = fields.get("ranges")
+    if value == "all":
+        return None
+    if not isinstance(value, list):
+        raise _wrong("ranges", 'a list or "all"', value)
+    found = []
+    for item in value:
+        if not isinstance(item, list) or len(item) != 3:
+            raise _wrong("ranges", "a list of [file, start, stop]", item)
+        index, start, stop = (_number(part, "ranges") for part in item)
+        if stop < start:
+            raise _wrong("ranges", "start <= stop", item)
+        found.append((index, Range(start, stop)))
+    return found
+
+
+def _number(value: object, key: str) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise _wrong(key, "a whole number from 0 to 2^53 - 1", value)
+    return value
+
+
+def _wrong(key: str, rule: str, value: object) -> BadRequest:
+    return BadRequest(f"{key} must be {rule}, was {value!r:.64}")

@@ -1,0 +1,168 @@
+"""The life of the process: start → serve → drain → stop.
+
+One mailbox, one thread that empties it. Everybody else posts events: fetch threads, the
+segment thread, the epoll thread, the daemon's own HTTP thread, signals.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from cached.core import effects, events
+from cached.core.serving import LOCAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cached.core.effects import Effect, Reply
+    from cached.core.engine import Engine
+    from cached.core.events import Event
+    from cached.ports import Clock, Observer, Replies
+    from cached.runner import Runner
+
+STOP_JOIN_S = 5.0  # a fetch thread ends when its socket is shut down: milliseconds
+LONGEST_WAIT_S = 3600.0  # of the mailbox; a timer further away is asked for again
+
+
+class Mailbox:
+    """One queue, one consumer, in order. ``post`` never blocks, from any thread or signal."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Event] = SimpleQueue()
+        self.post: Callable[[Event], None] = self._queue.put
+
+    def take(self, timeout_s: float | None) -> Event | None:
+        """Return the next event; None when ``timeout_s`` (None: never) passed without one."""
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except Empty:
+            return None
+
+
+class Inquiries:
+    """The way in for the daemon's own threads, and the way back to them and to workers.
+
+    Args:
+        post: puts an event into the mailbox.
+        workers: where the replies to workers go.
+    """
+
+    def __init__(self, post: Callable[[Event], None], workers: Replies) -> None:
+        self._post = post
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._next_id = 0
+        self._callbacks: dict[int, Callable[[dict[str, object]], None]] = {}
+
+    def ask(
+        self, op: str, fields: dict[str, object], answered: Callable[[dict[str, object]], None]
+    ) -> None:
+        """Send a request as the daemon itself; ``answered`` is called in the mailbox thread."""
+        with self._lock:
+            request_id = self._next_id
+            self._next_id += 1
+            self._callbacks[request_id] = answered
+        self._post(events.Requested(LOCAL, request_id, op, fields))
+
+    def send(self, reply: Reply, descriptors: tuple[int, ...]) -> None:
+        """Deliver a reply (the ``Replies`` port)."""
+        if reply.peer != LOCAL:
+            self._workers.send(reply, descriptors)
+            return
+        with self._lock:
+            answered = self._callbacks.pop(reply.request_id)
+        answered(reply.body)
+
+
+class Daemon:
+    """One daemon, in the thread that calls ``run``.
+
+    Args:
+        engine: decides.
+        runner: carries out.
+        mailbox: where events come from.
+        observers: look at every event and effect, in order.
+        clock: monotonic time.
+        fetch_threads: how many.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: Runner,
+        mailbox: Mailbox,
+        *,
+        observers: Sequence[Observer],
+        clock: Clock,
+        fetch_threads: int,
+    ) -> None:
+        self._engine = engine
+        self._runner = runner
+        self._mailbox = mailbox
+        self._observers = observers
+        self._clock = clock
+        self._threads = [
+            threading.Thread(target=runner.fetch_work, name=f"cached-fetch-{index}", daemon=True)
+            for index in range(fetch_threads)
+        ]
+        self._fetch_threads = fetch_threads
+        self._threads.append(
+            threading.Thread(target=runner.segment_work, name="cached-segment", daemon=True)
+        )
+        self._wake_at_s: float | None = None
+        self._is_stopped = False
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT has been answered by a drain."""
+        for thread in self._threads:
+            thread.start()
+        self._carry_out(self._engine.start(self._clock.now_s()))
+        while not self._is_stopped:
+            self._step()
+        self._runner.stop(self._fetch_threads)
+        for thread in self._threads:
+            thread.join(STOP_JOIN_S)
+
+    def _step(self) -> None:
+        event = self._mailbox.take(self._wait_s())
+        if event is None:
+            if self._wake_at_s is None or self._clock.now_s() < self._wake_at_s:
+                return
+            self._wake_at_s = None
+            event = events.Ticked()
+        now_s = self._clock.now_s()
+        for observer in self._observers:
+            observer.happened(event, now_s)
+        self._carry_out(self._engine.handle(event, now_s))
+
+    def _wait_s(self) -> float | None:
+        if self._wake_at_s is None:
+            return None
+        return min(LONGEST_WAIT_S, max(0.0, self._wake_at_s - self._clock.now_s()))
+
+    def _carry_out(self, decided: list[Effect]) -> None:
+        for effect in decided:
+            now_s = self._clock.now_s()
+            for observer in self._observers:
+                observer.decided(effect, now_s)
+            match effect:
+                case effects.WakeAt():
+                    self._wake_at_s = effect.when_s
+                case effects.Drained():
+                    self._is_stopped = True
+                case _:
+                    self._runner.carry_out(effect)
+
+
+def drain_on_signals(post: Callable[[Event], None]) -> None:
+    """Turn SIGTERM and SIGINT into a drain; the second SIGINT ends the process at once."""
+
+    def drain(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        post(events.DrainRequested())
+
+    signal.signal(signal.SIGTERM, drain)
+    signal.signal(signal.SIGINT, drain)

@@ -1,0 +1,1 @@
+"""Composition roots: which adapters run together, and where."""

@@ -1,0 +1,766 @@
+"""Workers are read and answered in order, and none can hold up, starve or outlast another.
+
+Every test runs the real thread over real sockets.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from itertools import pairwise
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cached.adapters import unix_socket
+from cached.adapters.listening_socket import listen
+from cached.adapters.unix_socket import MAX_UNREAD_DESCRIPTORS, UnixSocket
+from cached.core.effects import Reply
+from cached.core.events import Connected, Disconnected, Requested
+from cached.core.objects import PeerId
+from cached.core.wire import MAX_OUTSTANDING, MAX_REQUEST_BYTES, FrameBuffer, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cached.core.events import Event
+
+WAIT_S = 10.0  # a wait that ends by its time-out is a failure
+
+
+class Worker:
+    """A worker's end: blocking, as docs/wire.md has it."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(WAIT_S)
+        self.socket.connect(path)
+        self.frames = FrameBuffer(64 << 20)
+        self.descriptors: list[int] = []
+
+    def ask(self, request_id: int = 1, op: str = "status", **fields: object) -> None:
+        self.socket.sendall(encode({"id": request_id, "op": op, **fields}))
+
+    def reply(self) -> dict[str, object] | None:
+        """Return the next reply; None if the daemon has closed the connection."""
+        while (frame := self.frames.next_frame()) is None:
+            try:
+                data, ancillary, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 128))
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            for _, _, raw in ancillary:
+                received = array.array("i")
+                received.frombytes(raw)
+                self.descriptors += received
+            self.frames.feed(data)
+        return frame
+
+    def close(self) -> None:
+        self.socket.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors.clear()
+
+
+class Served:
+    """A UnixSocket with its mailbox, and the workers of one test."""
+
+    def __init__(self, directory: str, **options: object) -> None:
+        self.path = f"{directory}/cached.sock"
+        self.mailbox: SimpleQueue[Event] = SimpleQueue()
+        self.server = UnixSocket(listen(self.path), self.mailbox.put, **options)  # type: ignore[arg-type]
+        self.server.start()
+        self.workers: list[Worker] = []
+
+    def worker(self) -> tuple[Worker, PeerId]:
+        """Return a new worker and its id."""
+        worker = self.knock()
+        event = self.event()
+        assert isinstance(event, Connected)
+        return worker, event.peer
+
+    def knock(self) -> Worker:
+        worker = Worker(self.path)
+        self.workers.append(worker)
+        return worker
+
+    def event(self) -> Event:
+        return self.mailbox.get(timeout=WAIT_S)
+
+    def request(self) -> Requested:
+        event = self.event()
+        assert isinstance(event, Requested)
+        return event
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing is posted until the thread has gone round once more.
+
+        Whatever the thread was woken for before this worker's knock is handled before it.
+        """
+        worker, peer = self.worker()
+        worker.close()
+        event = self.event()
+        assert event == Disconnected(peer)
+        return self.mailbox.empty()
+
+    def answer(self, request: Requested, *descriptors: int, **body: object) -> None:
+        self.server.send(Reply(request.peer, request.request_id, request.op, body), descriptors)
+
+    def stop(self) -> None:
+        self.server.stop()
+        for worker in self.workers:
+            worker.close()
+
+
+@pytest.fixture
+def directory() -> Iterator[str]:
+    """Return a directory with a short name: pytest's own may be over the kernel's limit."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield name
+
+
+@pytest.fixture
+def served(directory: str) -> Iterator[Served]:
+    served = Served(directory)
+    yield served
+    served.stop()
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def a_file(text: bytes = b"weights") -> int:
+    into = os.memfd_create("test")
+    os.write(into, text)
+    return into
+
+
+# --- events in, replies out
+
+
+def test_a_worker_is_announced_with_its_uid_and_pid(served: Served):
+    served.knock()
+    assert served.event() == Connected(PeerId(1), os.geteuid(), os.getpid())
+
+
+def test_a_request_becomes_an_event_and_its_reply_comes_back(served: Served):
+    worker, peer = served.worker()
+    worker.ask(7, "open", model="llm", tensors=["w"])
+    request = served.request()
+    assert request == Requested(peer, 7, "open", {"model": "llm", "tensors": ["w"]})
+    served.answer(request, name="llm")
+    assert worker.reply() == {"id": 7, "name": "llm"}
+
+
+def test_replies_go_out_in_any_order_and_only_to_the_one_who_asked(served: Served):
+    (one, _), (two, _) = served.worker(), served.worker()
+    one.ask(1, "a")
+    one.ask(2, "b")
+    first, second = served.request(), served.request()
+    two.ask(1, "c")
+    third = served.request()
+    for request in (third, second, first):
+        served.answer(request, op=request.op)
+    assert one.reply() == {"id": 2, "op": "b"}
+    assert one.reply() == {"id": 1, "op": "a"}
+    assert two.reply() == {"id": 1, "op": "c"}
+
+
+def test_a_request_may_come_byte_by_byte_or_many_at_once(served: Served):
+    worker, _ = served.worker()
+    for byte in encode({"id": 1, "op": "slow"}):
+        worker.socket.sendall(bytes([byte]))
+    assert served.request().op == "slow"
+    worker.socket.sendall(b"".join(encode({"id": n, "op": "fast"}) for n in range(20)))
+    assert [served.request().request_id for _ in range(20)] == list(range(20))
+
+
+def test_a_request_of_one_mebibyte_is_taken(served: Served):
+    worker, _ = served.worker()
+    filler = "x" * (MAX_REQUEST_BYTES - len('{"id":1,"op":"open","x":""}'))
+    worker.ask(1, "open", x=filler)
+    assert served.request().fields == {"x": filler}
+
+
+def test_peer_ids_are_never_used_again(served: Served):
+    peers = []
+    for _ in range(50):
+        worker, peer = served.worker()
+        worker.close()
+        assert served.event() == Disconnected(peer)
+        peers.append(peer)
+    assert peers == list(range(1, 51))
+
+
+def test_thousands_of_workers_come_ask_and_go(served: Served):
+    for n in range(1, 2001):
+        worker = Worker(served.path)
+        worker.ask(n)
+        assert isinstance(served.event(), Connected)
+        served.answer(served.request())
+        assert worker.reply() == {"id": n}
+        worker.close()
+        assert served.event() == Disconnected(PeerId(n))
+    assert served.server.counts().connections == 0
+
+
+def test_what_a_worker_sent_before_it_left_is_heard(served: Served):
+    worker, peer = served.worker()
+    worker.ask(1, "prefetch", model="llm")
+    worker.close()
+    assert served.request().op == "prefetch"
+    assert served.event() == Disconnected(peer)
+
+
+def test_a_worker_that_closes_its_sending_side_is_gone(served: Served):
+    worker, peer = served.worker()
+    worker.ask()
+    worker.socket.shutdown(socket.SHUT_WR)
+    served.request()
+    assert served.event() == Disconnected(peer)
+    assert worker.reply() is None
+
+
+def test_a_forked_workers_connection_lives_until_both_have_closed(served: Served):
+    worker, peer = served.worker()
+    other = worker.socket.dup()
+    worker.close()
+    assert served.is_quiet()
+    other.close()
+    assert served.event() == Disconnected(peer)
+
+
+# --- descriptors
+
+
+def test_descriptors_arrive_with_their_frame_and_are_closed_here(served: Served):
+    worker, _ = served.worker()
+    worker.ask(1, "open")
+    worker.ask(2, "descriptors")
+    first, second = served.request(), served.request()
+    before = open_descriptors()
+    served.answer(first, a_file(b"one"), a_file(b"two"), name="llm")
+    served.answer(second, a_file(b"three"))
+    assert open_descriptors() == before
+    assert worker.reply() == {"id": 1, "name": "llm", "fds": 2}
+    assert worker.reply() == {"id": 2, "fds": 1}
+    texts = [os.pread(descriptor, 10, 0) for descriptor in worker.descriptors]
+    assert texts == [b"one", b"two", b"three"]
+
+
+def test_the_descriptors_of_a_long_reply_come_with_its_first_byte(served: Served):
+    worker, _ = served.worker()
+    worker.ask(1, "open")
+    served.answer(served.request(), a_file(), text="x" * (5 << 20))
+    worker.frames.feed(worker.socket.recv(0))
+    data, ancillary, _, _ = worker.socket.recvmsg(1, socket.CMSG_SPACE(4 * 128))
+    assert len(ancillary) == 1
+    worker.descriptors += array.array("i", ancillary[0][2])
+    worker.frames.feed(data)
+    reply = worker.reply()
+    assert reply is not None
+    assert len(str(reply["text"])) == 5 << 20
+
+
+def test_descriptors_for_a_worker_that_has_gone_are_closed(served: Served):
+    worker, peer = served.worker()
+    worker.close()
+    assert served.event() == Disconnected(peer)
+    before = open_descriptors()
+    served.server.send(Reply(peer, 1, "open", {}), (a_file(), a_file()))
+    assert open_descriptors() == before
+
+
+def test_a_worker_that_does_not_receive_descriptors_loses_its_connection(served: Served):
+    worker, peer = served.worker()
+    before = open_descriptors()
+    for n in range(MAX_UNREAD_DESCRIPTORS // 128 + 1):
+        worker.ask(n, "descriptors")
+        served.answer(served.request(), *[a_file() for _ in range(128)])
+    assert served.event() == Disconnected(peer)
+    assert served.server.counts().unread == 1
+    assert len(open_descriptors()) < len(before) + 2
+
+
+def test_a_worker_that_receives_its_descriptors_may_have_any_number(served: Served):
+    worker, _ = served.worker()
+    for n in range(20):
+        worker.ask(n, "descriptors")
+        served.answer(served.request(), *[a_file() for _ in range(128)])
+        assert worker.reply() == {"id": n, "fds": 128}
+        while worker.descriptors:
+            os.close(worker.descriptors.pop())
+
+
+def test_descriptors_are_not_kept_for_a_worker_that_is_slow_to_read(served: Served):
+    worker, peer = served.worker()
+    worker.ask(1, "open")
+    worker.ask(2, "descriptors")
+    first, second = served.request(), served.request()
+    served.answer(first, text="x" * (1 << 20))
+    before = open_descriptors()
+    served.answer(second, a_file())
+    assert served.event() == Disconnected(peer)
+    assert len(open_descriptors()) <= len(before)
+
+
+def test_descriptors_that_a_worker_sends_are_dropped(served: Served):
+    worker, _ = served.worker()
+    mine = a_file()
+    socket.send_fds(worker.socket, [encode({"id": 1, "op": "status"})], [mine])
+    before = open_descriptors()
+    served.request()
+    assert open_descriptors() == before
+    os.close(mine)
+
+
+# --- what breaks the protocol
+
+
+MALFORMED = {
+    "garbage": b"GET / HTTP/1.1\r\n\r\n",
+    "a frame that is too long": struct.pack(">I", MAX_REQUEST_BYTES + 1),
+    "no JSON": struct.pack(">I", 3) + b"{]}",
+    "no UTF-8": struct.pack(">I", 9) + b'{"a":"\xff"}',
+    "an empty body": struct.pack(">I", 0),
+    "no object": encode([1, 2]),  # type: ignore[arg-type]  # on purpose
+    "endless nesting": struct.pack(">I", 200_000) + b"[" * 200_000,
+    "an endless number": struct.pack(">I", 100_000) + b"1" * 100_000,
+    "no id": encode({"op": "open"}),
+    "no op": encode({"id": 1}),
+    "an id that is text": encode({"id": "1", "op": "open"}),
+    "an id that is a truth": encode({"id": True, "op": "open"}),
+    "a negative id": encode({"id": -1, "op": "open"}),
+    "an id that JavaScript cannot count to": encode({"id": 2**53, "op": "open"}),
+    "an op that is a number": encode({"id": 1, "op": 2}),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_frame_that_breaks_the_protocol_ends_the_connection_with_a_reason(
+    served: Served, case: str
+):
+    (worker, peer), (other, _) = served.worker(), served.worker()
+    worker.socket.sendall(encode({"id": 1, "op": "fine"}) + MALFORMED[case])
+    assert served.request().op == "fine"
+    assert served.event() == Disconnected(peer)
+    reply = worker.reply()
+    assert reply is not None
+    assert reply["id"] is None
+    error = reply["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "bad_request"
+    assert error["message"]
+    assert worker.reply() is None
+    assert served.server.counts().malformed == 1
+    other.ask()
+    assert served.request().op == "status"
+
+
+def test_a_frame_that_never_ends_is_no_event(served: Served):
+    worker, peer = served.worker()
+    worker.socket.sendall(struct.pack(">I", 100) + b'{"id":')
+    assert served.is_quiet()
+    worker.close()
+    assert served.event() == Disconnected(peer)
+    assert served.server.counts().malformed == 0
+
+
+def test_unfinished_requests_of_all_workers_together_are_bounded(served: Served):
+    unfinished = struct.pack(">I", MAX_REQUEST_BYTES) + b"x" * (MAX_REQUEST_BYTES - 1)
+    workers = [served.worker() for _ in range(unix_socket.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES)]
+    for worker, _ in workers:
+        worker.socket.sendall(unfinished)
+    event = served.event()
+    (closed,) = [worker for worker, peer in workers if event == Disconnected(peer)]
+    assert "unfinished requests" in str(closed.reply())
+    assert served.is_quiet()
+    assert served.server.counts() == (len(workers) - 1, 0, 1, 0)
+
+
+requests = st.builds(
+    lambda request_id, op, fields: encode({**fields, "id": request_id, "op": op}),
+    st.integers(0, 100),
+    st.text(max_size=5),
+    st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(max_size=5)),
+)
+pieces = st.one_of(
+    requests,
+    requests,
+    requests,
+    st.binary(max_size=20),
+    st.binary(max_size=20).map(lambda raw: struct.pack(">I", len(raw)) + raw),
+    st.sampled_from(list(MALFORMED.values())[:5]),
+)
+
+
+def expected(stream: bytes) -> list[tuple[int, str, dict[str, object]]]:
+    """Return the requests in a stream, read naively, up to the first thing that is none."""
+    found: list[tuple[int, str, dict[str, object]]] = []
+    while len(stream) >= 4 and len(found) < MAX_OUTSTANDING:
+        size = int.from_bytes(stream[:4], "big")
+        if size > MAX_REQUEST_BYTES or len(stream) < 4 + size:
+            break
+        try:
+            body = json.loads(stream[4 : 4 + size])
+        except ValueError:
+            break
+        stream = stream[4 + size :]
+        if not isinstance(body, dict):
+            break
+        fields = {key: value for key, value in body.items() if key not in {"id", "op"}}
+        request_id, op = body.get("id"), body.get("op")
+        if type(request_id) is not int or request_id < 0 or not isinstance(op, str):
+            break
+        found.append((request_id, op, fields))
+    return found
+
+
+@given(chosen=st.lists(pieces, max_size=12), cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_any_bytes_become_the_requests_that_are_in_them_and_nothing_else(
+    served_by_all: Served, chosen: list[bytes], cuts: list[int]
+):
+    stream = b"".join(chosen)
+    worker, peer = served_by_all.worker()
+    bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    with suppress(BrokenPipeError):  # refused before the rest was sent
+        for start, stop in pairwise(bounds):
+            worker.socket.sendall(stream[start:stop])
+    worker.close()
+    found = []
+    while (event := served_by_all.event()) != Disconnected(peer):
+        assert isinstance(event, Requested)
+        assert event.peer == peer
+        found.append((event.request_id, event.op, event.fields))
+    assert found == expected(stream)
+
+
+@pytest.fixture(scope="module")
+def served_by_all() -> Iterator[Served]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        served = Served(directory)
+        yield served
+        served.stop()
+
+
+# --- no peer holds up another
+
+
+def test_at_most_64_requests_of_a_worker_are_outstanding(served: Served):
+    worker, _ = served.worker()
+    count = 1000
+    worker.socket.sendall(b"".join(encode({"id": n, "op": "a"}) for n in range(count)))
+    waiting = [served.request() for _ in range(MAX_OUTSTANDING)]
+    assert served.is_quiet()
+    for n in range(MAX_OUTSTANDING, count):
+        served.answer(waiting.pop(0))
+        assert worker.reply() == {"id": n - MAX_OUTSTANDING}
+        waiting.append(served.request())
+        assert waiting[-1].request_id == n
+
+
+def test_a_worker_that_floods_does_not_delay_another(served: Served):
+    (flooding, peer), (other, _) = served.worker(), served.worker()
+    flooding.socket.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            flooding.socket.send(encode({"id": 1, "op": "open"}) * 100)
+    other.ask(2, "mine")
+    before = 0
+    while (request := served.request()).op != "mine":
+        assert request.peer == peer
+        before += 1
+    assert before <= MAX_OUTSTANDING
+    served.answer(request)
+    assert other.reply() == {"id": 2}
+
+
+def test_a_worker_that_leaves_while_it_may_not_send_more_is_noticed(served: Served):
+    worker, peer = served.worker()
+    worker.socket.sendall(encode({"id": 1, "op": "a"}) * (MAX_OUTSTANDING + 1))
+    for _ in range(MAX_OUTSTANDING):
+        served.request()
+    worker.close()
+    assert served.event() == Disconnected(peer)
+
+
+def test_a_worker_that_never_reads_loses_its_connection_and_no_other_is_held_up(served: Served):
+    (deaf, peer), (other, _) = served.worker(), served.worker()
+    answered = 0
+    body = {"text": "x" * 1000}
+    deaf.socket.setblocking(False)
+    while True:
+        with suppress(BlockingIOError, BrokenPipeError):
+            deaf.ask(1, "deaf")
+        event = served.event()
+        if event == Disconnected(peer):
+            break
+        assert isinstance(event, Requested)
+        served.answer(event, **body)
+        answered += 1
+        if answered % 50 == 0:
+            other.ask(2, "other")
+            served.answer(served.request())
+            assert other.reply() == {"id": 2}
+    kept_bytes = answered * 1000
+    assert kept_bytes < 2 << 20
+    assert served.server.counts().unread == 1
+
+
+def test_a_worker_that_reads_slowly_gets_everything_in_order(served: Served):
+    worker, _ = served.worker()
+    for n in range(3):
+        worker.ask(n, "open")
+    asked = [served.request() for _ in range(3)]
+    served.answer(asked[0], text="x" * (3 << 20))
+    served.answer(asked[1])  # has to wait behind the rest of the first
+    first = worker.reply()
+    assert first is not None
+    assert len(str(first["text"])) == 3 << 20
+    assert worker.reply() == {"id": 1}
+    served.answer(asked[2], a_file())
+    assert worker.reply() == {"id": 2, "fds": 1}
+
+
+def test_a_worker_that_left_too_much_unread_loses_its_connection(served: Served):
+    worker, peer = served.worker()
+    for n in range(4):
+        worker.ask(n)
+    asked = [served.request() for _ in range(4)]
+    for request in asked[:3]:  # a long one, one that waits behind it, one too much
+        served.answer(request, text="x" * (1 << 20))
+    assert served.event() == Disconnected(peer)
+    assert served.server.counts().unread == 1
+    served.answer(asked[3])
+
+
+def test_what_all_workers_together_leave_unread_is_bounded(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unix_socket, "MAX_REPLY_BYTES", 3 << 20)
+    workers = [served.worker() for _ in range(3)]
+    for worker, _ in workers[:2]:
+        worker.ask()
+        served.answer(served.request(), text="x" * (2 << 20))
+    assert served.event() == Disconnected(workers[1][1])
+    assert workers[0][0].reply() is not None
+    workers[2][0].ask()
+    served.answer(served.request(), text="x" * (2 << 20))
+    assert workers[2][0].reply() is not None
+
+
+def test_a_reply_over_the_limit_becomes_an_error_without_descriptors(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unix_socket, "MAX_REPLY_BYTES", 1000)
+    worker, _ = served.worker()
+    worker.ask(1, "open")
+    served.answer(served.request(), a_file(), text="x" * 1000)
+    reply = worker.reply()
+    assert reply is not None
+    assert reply["id"] == 1
+    assert "at most 1000 are allowed" in str(reply["error"])
+    assert "fds" not in reply
+    assert worker.descriptors == []
+
+
+def test_a_reply_to_a_worker_that_has_just_died_is_no_error(served: Served):
+    worker, peer = served.worker()
+    worker.ask(1)
+    request = served.request()
+    worker.socket.shutdown(socket.SHUT_RD)
+    for _ in range(3):
+        served.answer(request)
+    assert served.event() == Disconnected(peer)
+    assert served.server.counts().unread == 0
+
+
+# --- who may connect
+
+
+def test_more_connections_than_allowed_are_told_so(directory: str):
+    served = Served(directory, max_connections=2)
+    (first, peer), _ = served.worker(), served.worker()
+    refused = served.knock()
+    reply = refused.reply()
+    assert reply is not None
+    assert reply["id"] is None
+    error = reply["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "daemon_unavailable"
+    assert error["message"] == "2 connections are open, which is the most"
+    assert refused.reply() is None
+    first.close()
+    assert served.event() == Disconnected(peer)
+    assert served.worker()[1] == 3
+    assert served.server.counts() == (2, 1, 0, 0)
+    served.stop()
+
+
+class Strict:
+    """A listening socket that admits nobody."""
+
+    def __init__(self, path: str) -> None:
+        self._inner = listen(path)
+        self.socket = self._inner.socket
+
+    def admits(self, uid: int, gid: int) -> bool:
+        assert (uid, gid) == (os.geteuid(), os.getegid())
+        return False
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def test_a_peer_that_is_not_admitted_is_told_so(directory: str):
+    path = f"{directory}/cached.sock"
+    mailbox: SimpleQueue[Event] = SimpleQueue()
+    server = UnixSocket(Strict(path), mailbox.put)
+    server.start()
+    worker = Worker(path)
+    reply = worker.reply()
+    assert reply is not None
+    assert "not_permitted" in str(reply["error"])
+    assert worker.reply() is None
+    worker.close()
+    server.stop()
+    with pytest.raises(Empty):
+        mailbox.get_nowait()
+
+
+def test_nobody_is_accepted_while_the_mailbox_is_full(directory: str):
+    looks = iter([10_000, 10_000, 0])
+    served = Served(directory, waiting=lambda: next(looks, 0))
+    served.worker()
+    assert next(looks, None) is None
+    served.stop()
+
+
+class OutOfDescriptors(socket.socket):
+    """Fails to accept as a process does that has no descriptor left."""
+
+    failures = 2
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_a_process_without_a_free_descriptor_accepts_later(directory: str):
+    listening = listen(f"{directory}/cached.sock")
+    listening.socket = OutOfDescriptors(fileno=listening.socket.detach())
+    mailbox: SimpleQueue[Event] = SimpleQueue()
+    server = UnixSocket(listening, mailbox.put)
+    server.start()
+    worker = Worker(f"{directory}/cached.sock")
+    assert isinstance(mailbox.get(timeout=WAIT_S), Connected)
+    assert listening.socket.failures == 0
+    worker.close()
+    server.stop()
+
+
+# --- the end
+
+
+def test_stop_ends_the_thread_closes_all_and_removes_the_socket(directory: str):
+    before, threads = open_descriptors(), set(threading.enumerate())
+    served = Served(directory)
+    (worker, _), _ = served.worker(), served.worker()
+    (thread,) = set(threading.enumerate()) - threads
+    assert thread.name == "cached-epoll"
+    served.server.stop()
+    served.server.stop()
+    assert worker.reply() is None
+    assert not thread.is_alive()
+    assert list(Path(directory).iterdir()) == []
+    served.stop()
+    assert open_descriptors() == before
+    assert served.mailbox.empty()
+
+
+def test_what_was_sent_before_the_stop_can_still_be_read(served: Served):
+    worker, _ = served.worker()
+    worker.ask(1)
+    served.answer(served.request(), last=True)
+    served.server.stop()
+    assert worker.reply() == {"id": 1, "last": True}
+    assert worker.reply() is None
+
+
+def test_a_reply_after_the_stop_closes_its_descriptors(served: Served):
+    worker, peer = served.worker()
+    served.server.stop()
+    before = open_descriptors()
+    served.server.send(Reply(peer, 1, "open", {}), (a_file(),))
+    assert open_descriptors() == before
+    assert worker.reply() is None
+
+
+def test_a_socket_that_was_never_started_can_be_stopped(directory: str):
+    before = open_descriptors()
+    UnixSocket(listen(f"{directory}/cached.sock"), print).stop()
+    assert open_descriptors() == before
+
+
+def work(path: str, name: int) -> list[object]:
+    """Ask more at each of 10 connections; return the replies that are not one's own."""
+    wrong: list[object] = []
+    for turn in range(10):
+        worker = Worker(path)
+        asked = [[name, turn, n] for n in range(10 * turn)]
+        for n, what in enumerate(asked):
+            worker.ask(n, "echo", what=what)
+        if name % 4:  # the others leave early
+            replies = [worker.reply() for _ in asked]
+            if replies != [{"id": n, "what": what} for n, what in enumerate(asked)]:
+                wrong.append(replies)
+        worker.close()
+    return wrong
+
+
+def test_many_workers_at_once_get_their_own_replies(served: Served):
+    present: set[PeerId] = set()
+    gone: set[PeerId] = set()
+    with ThreadPool(16) as pool:
+        working = pool.starmap_async(work, [(served.path, name) for name in range(16)])
+        while len(gone) < 160:
+            event = served.event()
+            if isinstance(event, Connected):
+                present.add(event.peer)
+            elif isinstance(event, Disconnected):
+                gone.add(event.peer)
+            else:
+                assert isinstance(event, Requested)
+                assert event.peer in present - gone
+                served.answer(event, what=event.fields["what"])
+        assert working.get(WAIT_S) == [[]] * 16
+    assert present == gone == set(range(1, 161))
+
+
+def test_it_is_light():
+    code = (
+        "import sys, cached.adapters.unix_socket, cached.adapters.listening_socket\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"asyncio", "logging", "dataclasses", "http.client", "urllib.request", "aiohttp"}
+    assert heavy & set(done.stdout.split()) == set()

@@ -1,0 +1,220 @@
+"""The engine, driven by hypothesis against a naive outside: no order of events breaks a promise."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cached.core import effects
+from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
+from tests.fakes.world import BLOCK, OWNER, World, manifest, stored
+
+LISTINGS = {
+    "small": manifest(stored("a.safetensors", 3), stored("config.json", 1)),
+    "wide": manifest(*(stored(f"{n}.safetensors", 2 + n) for n in range(4)), stored("empty", 0)),
+    "big": manifest(stored("model.safetensors", 70)),
+}
+ERRORS: list[StoreError] = [
+    StoreUnavailable("503", retry_after_s=2.0),
+    BadReply("cut short"),
+    ObjectChanged("412"),
+    ObjectMissing("404"),
+]
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Workers come, ask and go; GETs end in any order, well or not; clocks leap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(
+            LISTINGS, budget_bytes=90 * BLOCK, slots=3, prefetch=["small"], pinned=["small"]
+        )
+        self.peers: list[int] = []
+        self.requests: list[tuple[int, int]] = []
+
+    @rule()
+    def connect(self) -> None:
+        self.peers.append(self.world.connect())
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data(), until=st.sampled_from(["header", "ready"]))
+    def open(self, data: st.DataObject, until: str) -> None:
+        peer = data.draw(st.sampled_from(self.peers))
+        name = data.draw(st.sampled_from([*LISTINGS, "nobody"]))
+        self.requests.append((peer, self.world.ask(peer, "open", model=name, until=until)))
+
+    @precondition(lambda self: self.world.leases)
+    @rule(data=st.data())
+    def wait(self, data: st.DataObject) -> None:
+        peer = data.draw(st.sampled_from(sorted(self.world.leases)))
+        objects = LISTINGS[self.world.leases[peer].name].objects
+        index = data.draw(st.integers(0, len(objects) - 1))
+        blocks = objects[index].size_bytes // BLOCK
+        start = data.draw(st.integers(0, blocks))
+        stop = data.draw(st.integers(start, blocks))
+        ranges = [[index, start * BLOCK, stop * BLOCK]]
+        request = self.world.ask(peer, "wait", ranges=ranges)
+        self.requests.append((peer, request))
+        answer = self.world.answer(request)
+        if answer is not None and answer.code is None:
+            self.assert_there(peer, index, range(start, stop))
+
+    def assert_there(self, peer: int, index: int, blocks: range) -> None:
+        there = self.world.there[self.world.leases[peer]]
+        assert all((index, block) in there for block in blocks)
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data(), op=st.sampled_from(["status", "check", "prefetch", "evict", "arrivals"]))
+    def ask(self, data: st.DataObject, op: str) -> None:
+        peer = data.draw(st.sampled_from(self.peers))
+        name = data.draw(st.sampled_from(list(LISTINGS)))
+        fields = {"seen": 0} if op == "arrivals" else {"model": name}
+        self.requests.append((peer, self.world.ask(peer, op, **fields)))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        peer, request = data.draw(st.sampled_from(self.requests))
+        if peer in self.peers:
+            self.world.ask(peer, "cancel", request=request)
+            assert self.world.answer(request) is not None
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        peer = data.draw(st.sampled_from(self.peers))
+        self.peers.remove(peer)
+        self.requests = [pair for pair in self.requests if pair[0] != peer]
+        self.world.leave(peer)
+
+    @precondition(lambda self: self.world.jobs)
+    @rule(data=st.data())
+    def end_well(self, data: st.DataObject) -> None:
+        self.world.end(data.draw(st.sampled_from(self.world.jobs)))
+
+    @precondition(lambda self: any(_can_fail(job) for job in self.world.jobs))
+    @rule(data=st.data(), error=st.sampled_from(ERRORS), blocks=st.integers(0, 8))
+    def end_badly(self, data: st.DataObject, error: StoreError, blocks: int) -> None:
+        jobs = [job for job in self.world.jobs if _can_fail(job)]
+        self.world.end(data.draw(st.sampled_from(jobs)), error=error, blocks=blocks)
+
+    @rule(seconds=st.floats(0, 1000))
+    def sleep(self, seconds: float) -> None:
+        self.world.sleep(seconds)
+
+    @invariant()
+    def memory_stays_within_the_budget(self) -> None:
+        self.world.check()
+
+    @invariant()
+    def slots_are_not_exceeded(self) -> None:
+        fetches = [job for job in self.world.jobs if isinstance(job, effects.FetchPart)]
+        assert len(fetches) <= 3
+
+    @invariant()
+    def no_byte_is_fetched_twice(self) -> None:
+        assert all(count == 1 for (_, _), count in self.fetched_in_current().items())
+
+    def fetched_in_current(self) -> dict[tuple[object, int], int]:
+        """A version that was freed may be fetched again, so only first loads are looked at."""
+        freed = {effect.of for effect in self.world.log if isinstance(effect, effects.Evicted)}
+        return {key: n for key, n in self.world.fetched.items() if key[0].of not in freed}
+
+    def teardown(self) -> None:
+        """Whatever happened: once the outside behaves, every request gets its one answer."""
+        for _ in range(200):
+            self.world.run()
+            if all(self.world.answer(request) for _, request in self.requests):
+                return
+            self.world.sleep(30)
+        unanswered = [pair for pair in self.requests if not self.world.answer(pair[1])]
+        ops = [effect for effect in self.world.log if isinstance(effect, effects.Refused)]
+        assert not unanswered, (unanswered, ops)
+
+
+def _can_fail(job: effects.Effect) -> bool:
+    return isinstance(job, effects.FetchPart | effects.Resolve)
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=80, suppress_health_check=list(HealthCheck)
+)
+TestEngine = EngineMachine.TestCase
+
+
+def test_a_prefetched_model_becomes_resident_and_the_daemon_ready():
+    world = World(LISTINGS, prefetch=LISTINGS)
+
+    assert not world.is_ready
+    world.run()
+
+    assert world.is_ready
+    assert {world.status(name)["state"] for name in LISTINGS} == {"resident"}
+
+
+def test_nothing_to_prefetch_is_ready_at_once():
+    assert World(LISTINGS).is_ready
+
+
+@given(st.integers(1, 50))
+@settings(max_examples=5)
+def test_many_openers_of_an_absent_model_make_one_load(openers):
+    world = World(LISTINGS)
+    requests = [world.opened("big")[1] for _ in range(openers)]
+
+    world.run()
+
+    assert all((answer := world.answer(r)) is not None and answer.code is None for r in requests)
+    assert set(world.fetched.values()) == {1}
+    assert sum(isinstance(effect, effects.Resolve) for effect in world.log) == 1
+
+
+def test_a_drain_answers_what_is_waited_for_and_then_stops():
+    from cached.core.events import DrainRequested
+
+    world = World(LISTINGS)
+    _, request = world.opened("big", until="ready")
+    world.post(DrainRequested())
+    assert not world.is_drained
+    refused = world.opened("small")[1]
+
+    world.run()
+
+    assert world.is_drained
+    answer, late = world.answer(request), world.answer(refused)
+    assert answer is not None
+    assert answer.code is None
+    assert late is not None
+    assert late.code == "daemon_unavailable"
+
+
+def test_a_drain_ends_in_time_though_the_store_hangs():
+    from cached.core.events import DrainRequested
+
+    world = World(LISTINGS)
+    _, request = world.opened("big", until="ready")
+    world.post(DrainRequested())
+
+    world.sleep(5)
+
+    assert world.is_drained
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "daemon_unavailable"
+
+
+def test_the_owner_is_the_only_one_beside_root_to_evict():
+    world = World(LISTINGS, prefetch=["small"])
+    world.run()
+
+    stranger = world.connect(uid=OWNER + 1)
+    refused = world.answer(world.ask(stranger, "evict", model="small"))
+    root = world.connect(uid=0)
+    granted = world.answer(world.ask(root, "evict", model="small"))
+
+    assert refused is not None
+    assert refused.code == "not_permitted"
+    assert granted is not None
+    assert granted.body["freed_bytes"] == 4 * BLOCK

@@ -1,0 +1,116 @@
+"""The GETs of a load: headers first, long headers whole, slots full, nothing twice."""
+
+from __future__ import annotations
+
+from cached.core import effects, events
+from cached.core.errors import BadReply, HeaderError, OutOfSpace, StoreUnavailable
+from tests.fakes.world import BLOCK, World, header_of, manifest, stored
+
+WIDE = manifest(*(stored(f"{n}.safetensors", 40) for n in range(3)))
+
+
+def mapped(world: World) -> int:
+    _, request = world.opened("m")
+    world.end(world.job(effects.Resolve))
+    world.end(world.job(effects.CreateSegments))
+    return request
+
+
+def fetches(world: World) -> list[effects.FetchPart]:
+    return [job for job in world.jobs if isinstance(job, effects.FetchPart)]
+
+
+def test_the_first_get_of_each_file_runs_alone():
+    world = World({"m": WIDE}, slots=8)
+
+    mapped(world)
+
+    assert [(job.part.file.index, job.part.start) for job in fetches(world)] == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+    ]
+
+
+def test_all_slots_are_used_once_headers_are_known():
+    world = World({"m": WIDE}, slots=8)
+    mapped(world)
+    for _ in range(3):
+        world.end(world.job(effects.FetchPart))
+        world.end(world.job(effects.ReadHeader))
+
+    assert len(fetches(world)) == 8
+
+
+def test_a_header_that_is_longer_than_the_first_part_is_fetched_whole_before_the_rest():
+    world = World({"m": manifest(stored("a.safetensors", 80))}, slots=1)
+    request = mapped(world)
+    world.end(world.job(effects.FetchPart))
+    header = world.job(effects.ReadHeader)
+    assert isinstance(header, effects.ReadHeader)
+    assert header.there_bytes == 4 * BLOCK
+    world.jobs.remove(header)
+    world.post(events.HeaderSized(header.file, 10 * BLOCK))
+
+    while not any(isinstance(job, effects.ReadHeader) for job in world.jobs):
+        (fetch,) = fetches(world)
+        assert fetch.part.start < 10 * BLOCK
+        world.end(fetch)
+
+    again = world.job(effects.ReadHeader)
+    assert isinstance(again, effects.ReadHeader)
+    assert again.there_bytes >= 10 * BLOCK
+    assert world.answer(request) is None
+
+
+def test_a_refused_header_fails_the_load_and_names_the_file():
+    world = World({"m": WIDE}, slots=1)
+    request = mapped(world)
+    world.end(world.job(effects.FetchPart))
+    header = world.job(effects.ReadHeader)
+    assert isinstance(header, effects.ReadHeader)
+    world.jobs.remove(header)
+
+    world.post(events.HeaderRefused(header.file, HeaderError("overlaps at 7")))
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert "0.safetensors: overlaps at 7" in str(answer.body)
+
+
+def test_a_failed_load_is_freed_when_its_last_get_has_ended_and_not_before():
+    world = World({"m": WIDE}, slots=3)
+    mapped(world)
+    first, second, third = fetches(world)
+    world.end(first, error=OutOfSpace("full"))  # type: ignore[arg-type]  # from the sink, not the store
+
+    assert any(isinstance(effect, effects.CancelParts) for effect in world.log)
+    world.end(second)
+    assert not any(isinstance(job, effects.Free) for job in world.jobs)
+    world.end(third, error=BadReply("cancelled"))
+
+    assert any(isinstance(job, effects.Free) for job in world.jobs)
+
+
+def test_back_off_holds_all_gets_of_the_load_until_its_time():
+    world = World({"m": WIDE}, slots=1)
+    mapped(world)
+
+    world.end(fetches(world)[0], error=StoreUnavailable("SlowDown", retry_after_s=3.0))
+    assert not fetches(world)
+    world.sleep(2.9)
+    assert not fetches(world)
+    world.sleep(0.2)
+
+    assert len(fetches(world)) == 1
+
+
+def test_an_empty_safetensors_file_has_its_header_looked_at():
+    world = World({"m": manifest(stored("a.safetensors", 0), stored("b.txt", 1))})
+
+    mapped(world)
+
+    header = world.job(effects.ReadHeader)
+    assert isinstance(header, effects.ReadHeader)
+    assert header.there_bytes == 0
+    assert header_of(stored("a.safetensors", 1)).tensors == {}

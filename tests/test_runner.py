@@ -1,0 +1,173 @@
+"""Every effect goes through one port, and every end of it comes back as one event."""
+
+from __future__ import annotations
+
+import os
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cached.adapters.clock import SystemClock
+from cached.adapters.segments import TmpfsSegments
+from cached.core import effects, events
+from cached.core.errors import LoadFailed, ObjectMissing, StoreUnavailable
+from cached.core.header import Header, write
+from cached.core.objects import FileRef, ModelRef, Part, PeerId, VersionRef
+from cached.runner import Ports, Runner
+from tests.fakes.store import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cached.core.events import Event
+    from cached.core.objects import Manifest
+
+REF = ModelRef("m", "s3://b/m/")
+DATA = write([("a", "U8", (5,))]) + b"12345"
+OBJECTS = {"a.safetensors": DATA, "b.txt": b"hello"}
+
+
+class Replies:
+    def __init__(self) -> None:
+        self.sent: list[tuple[effects.Reply, list[bytes]]] = []
+
+    def send(self, reply: effects.Reply, descriptors: tuple[int, ...]) -> None:
+        self.sent.append((reply, [os.pread(fd, 100, 0) for fd in descriptors]))
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+class Memory:
+    def available_bytes(self) -> int:
+        return 12345
+
+    def private_bytes(self) -> int:
+        return 0
+
+
+class Bench:
+    """A runner whose threads are run by hand: ``work`` does all jobs there are."""
+
+    def __init__(self, root: str, store: MemoryStore) -> None:
+        self.store, self.replies = store, Replies()
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.segments = TmpfsSegments(root)
+        ports = Ports(
+            stores={"s3": store},
+            segments=self.segments,
+            memory=Memory(),
+            replies=self.replies,
+            clock=SystemClock(),
+        )
+        self.runner = Runner(ports, self.events.put, lambda: 0.25)
+
+    def work(self, *jobs: effects.Effect) -> list[Event]:
+        for job in jobs:
+            self.runner.carry_out(job)
+        self.runner.stop(1)
+        self.runner.fetch_work()
+        self.runner.segment_work()
+        return [self.events.get() for _ in range(self.events.qsize())]
+
+    def created(self) -> tuple[VersionRef, Manifest]:
+        manifest = self.store.resolve(REF)
+        of = VersionRef("m", manifest.version)
+        assert self.work(effects.CreateSegments(of, manifest)) == [events.SegmentsReady(of)]
+        return of, manifest
+
+    def part(self, of: VersionRef, manifest: Manifest, index: int) -> Part:
+        stored = manifest.objects[index]
+        return Part(index, FileRef(of, index), REF.uri, stored, 0, stored.size_bytes)
+
+
+@pytest.fixture
+def bench(tmp_path) -> Iterator[Bench]:
+    bench = Bench(str(tmp_path / "root"), MemoryStore(OBJECTS))
+    yield bench
+    bench.segments.close()
+
+
+def test_a_listing_comes_back_with_the_memory_that_is_there(bench):
+    manifest = bench.store.resolve(REF)
+
+    assert bench.work(effects.Resolve(REF)) == [events.Resolved("m", manifest, 12345)]
+
+
+def test_a_listing_that_fails_comes_back_with_its_error_and_jitter(bench):
+    bench.store.objects.clear()
+
+    (event,) = bench.work(effects.Resolve(REF))
+
+    assert isinstance(event, events.ResolveFailed)
+    assert isinstance(event.error, ObjectMissing)
+    assert event.jitter_ratio == 0.25
+
+
+def test_a_part_is_fetched_into_its_segment_and_can_be_sent_and_published(bench):
+    of, manifest = bench.created()
+    parts = [bench.part(of, manifest, index) for index in (0, 1)]
+
+    fetched = bench.work(*(effects.FetchPart(part) for part in parts))
+
+    assert [type(event) for event in fetched] == [events.PartFetched] * 2
+    body: dict[str, object] = {"x": 1}
+    reply = effects.Reply(PeerId(1), 7, "open", body, (parts[1].file, parts[0].file))
+    bench.work(reply)
+    assert bench.replies.sent == [(reply, [b"hello", DATA])]
+    (published,) = bench.work(effects.Publish(of))
+    assert isinstance(published, events.Published)
+    with open(f"{published.path}/b.txt", "rb") as file:
+        assert file.read() == b"hello"
+
+
+def test_a_part_that_fails_comes_back_with_its_watermark(bench):
+    bench.store.faults[0] = StoreUnavailable("503")
+    of, manifest = bench.created()
+    part = bench.part(of, manifest, 1)
+
+    (event,) = bench.work(effects.FetchPart(part))
+
+    assert isinstance(event, events.PartFailed)
+    assert event.watermark == 2  # half of "hello"
+    assert isinstance(event.error, StoreUnavailable)
+
+
+def test_a_header_is_read_sized_or_refused(bench):
+    of, manifest = bench.created()
+    file = FileRef(of, 0)
+    bench.work(effects.FetchPart(bench.part(of, manifest, 0)))
+
+    (whole,) = bench.work(effects.ReadHeader(file, len(DATA)))
+    (short,) = bench.work(effects.ReadHeader(file, 8))
+    (other,) = bench.work(effects.ReadHeader(FileRef(of, 1), 5))
+
+    assert isinstance(whole, events.HeaderRead)
+    assert isinstance(whole.header, Header)
+    assert short == events.HeaderSized(file, len(DATA) - 5)
+    assert isinstance(other, events.HeaderRefused)
+
+
+def test_a_version_is_freed(bench):
+    of, _ = bench.created()
+
+    assert bench.work(effects.Free(of)) == [events.Freed(of)]
+
+
+def test_an_unforeseen_exception_fails_one_load_and_says_that_it_is_a_defect(bench, monkeypatch):
+    of, manifest = bench.created()
+    monkeypatch.delitem(bench.store.objects, "b.txt")  # the fake then raises a bare KeyError
+
+    (event,) = bench.work(effects.FetchPart(bench.part(of, manifest, 1)))
+
+    assert isinstance(event, events.PartFailed)
+    assert isinstance(event.error, LoadFailed)
+    assert "defect" in event.error.hint
+
+
+def test_segments_that_cannot_be_made_fail_the_load(bench):
+    of, manifest = bench.created()
+
+    (event,) = bench.work(effects.CreateSegments(of, manifest))
+
+    assert isinstance(event, events.SegmentsFailed)
