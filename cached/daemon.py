@@ -33,6 +33,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Event] = SimpleQueue()
         self.post: Callable[[Event], None] = self._queue.put
+        self.count: Callable[[], int] = self._queue.qsize
 
     def take(self, timeout_s: float | None) -> Event | None:
         """Return the next event; None when ``timeout_s`` (None: never) passed without one."""

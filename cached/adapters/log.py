@@ -151,8 +151,7 @@ class Writer:
         if self._is_torn:
             line = b"\n" + line
         try:
-            ready = self._poll.poll(0)
-            if not ready or not ready[0][1] & select.POLLOUT:
+            if not self._poll.poll(0):
                 return False
             written = os.write(self._fd, line)
         except OSError:

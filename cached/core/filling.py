@@ -33,7 +33,7 @@ class Filling:
         self._shelf = shelf
         self._limits = limits
         self._failed = failed
-        self._part_size = PartSize()
+        self._part_size = PartSize(limits.fetch_slots)
         self._next_part_id = 0
         self._in_flight = 0
 

@@ -123,9 +123,6 @@ class Loading:
         manifest = model.pending
         if manifest is None:
             return
-        of = VersionRef(model.ref.name, manifest.version)
-        if of in self._shelf.retired:
-            return  # the same version is on its way out: asked again when it is freed
         verdict = admission.decide(
             model,
             footprint_bytes(manifest),
@@ -141,6 +138,7 @@ class Loading:
             self.retire(self._shelf.models[victim.name], "budget")
         if verdict:
             return  # asked again when they are freed
+        of = VersionRef(model.ref.name, manifest.version, self._shelf.next_load())
         self._shelf.ledger.reserve(of, footprint_bytes(manifest))
         learnt = model.learnt[1] if model.learnt[0] == of.version else ()
         model.load = Load(of, manifest, Planner(manifest, learnt=learnt), now_s)

@@ -184,6 +184,7 @@ class Shelf:
     """
 
     __slots__ = (
+        "_last_load",
         "changed",
         "effects",
         "is_draining",
@@ -199,8 +200,14 @@ class Shelf:
         self.retired: dict[VersionRef, Load] = {}
         self.effects: list[Effect] = []
         self.changed: dict[str, None] = {}  # a set that keeps its order
+        self._last_load = 0
         self.is_draining = False
         self.is_stopped = False
+
+    def next_load(self) -> int:
+        """Return a number for a new load."""
+        self._last_load += 1
+        return self._last_load
 
     def current(self, of: VersionRef) -> Load | None:
         """Return the load if it is still the model's current one."""

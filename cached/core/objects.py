@@ -29,10 +29,16 @@ class ModelRef(NamedTuple):
 
 
 class VersionRef(NamedTuple):
-    """One version of one model: what is loaded, leased, published and freed as a whole."""
+    """One version of one model, as one load holds it: filled, leased, published, freed as a whole.
+
+    Attributes:
+        load: number of the load; a version that failed and is still mapped by somebody is
+            another than the one that is loaded in its place.
+    """
 
     name: str
     version: str
+    load: int = 0
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"

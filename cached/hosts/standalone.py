@@ -7,15 +7,18 @@ first GET is under way, or nothing is to be fetched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-import threading
+import sys
 from typing import TYPE_CHECKING
 
 import cached
 from cached.adapters.clock import SystemClock
-from cached.adapters.log import Log
+from cached.adapters.listening_socket import listen
+from cached.adapters.log import Log, Writer
 from cached.adapters.memory import SystemMemory
+from cached.adapters.metrics import Metrics
 from cached.adapters.segments import TmpfsSegments
 from cached.adapters.unix_socket import UnixSocket
 from cached.core import effects, events
@@ -23,7 +26,184 @@ from cached.core.engine import Engine
 from cached.core.loads import Limits
 from cached.core.reporting import About
 from cached.daemon import Daemon, Inquiries, Mailbox, drain_on_signals
+from cached.hosts.stores import stores
 from cached.runner import Ports, Runner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cached.core.config import Config
+    from cached.core.effects import Effect
+    from cached.core.events import Event
+
+
+class HttpStart:
+    """An observer that starts the HTTP side as soon as it no longer delays the first GET.
+
+    Args:
+        start: starts it; called once.
+    """
+
+    def __init__(self, start: Callable[[], None]) -> None:
+        self._start = start
+        self._is_started = False
+
+    def now(self) -> None:
+        """Start it unless it is."""
+        if not self._is_started:
+            self._is_started = True
+            self._start()
+
+    def happened(self, event: Event, now_s: float) -> None:
+        """See whether there will be no GET at all."""
+        if isinstance(event, events.ResolveFailed):
+            self.now()
+
+    def decided(self, effect: Effect, now_s: float) -> None:
+        """See whether the first GET is under way."""
+        if isinstance(effect, effects.ReadHeader | effects.Publish | effects.Refused):
+            self.now()
+
+
+class Readiness:
+    """An observer that latches: every model that is prefetched at start has been complete."""
+
+    def __init__(self) -> None:
+        self.is_ready = False
+
+    def happened(self, event: Event, now_s: float) -> None:
+        """Nothing to see in events."""
+
+    def decided(self, effect: Effect, now_s: float) -> None:
+        """Take note of the engine's word."""
+        if isinstance(effect, effects.MarkReady):
+            self.is_ready = True
+
+    def why_not(self) -> str:
+        """Return why the daemon is not ready; empty when it is."""
+        return "" if self.is_ready else "models that are prefetched at start are not all there yet"
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        InvalidConfig: the socket, the port or the segment root cannot be had. Nothing is left
+            behind.
+    """
+    clock = SystemClock()
+    writer = Writer(
+        sys.stderr.fileno(), clock, level=config.log_level, is_text=config.log_format == "text"
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close)
+        _serve(config, clock, writer, stack)
+    return 0
+
+
+def _serve(
+    config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack
+) -> None:
+    began_s = clock.now_s()
+    mailbox = Mailbox()
+    listening = listen(config.socket, config.socket_mode)
+    workers = UnixSocket(listening, mailbox.post, waiting=mailbox.count)
+    stack.callback(workers.stop)
+    segments = TmpfsSegments(config.segment_root, dir_mode=_directory_mode(config.socket_mode))
+    stack.callback(segments.close)
+    memory = SystemMemory(config.segment_root)
+    budget_bytes = max(0, memory.available_bytes() - config.memory_headroom_bytes)
+    if config.memory_budget_bytes is not None:
+        budget_bytes = min(budget_bytes, config.memory_budget_bytes)
+    inquiries = Inquiries(mailbox.post, workers)
+    by_scheme = stores(config, clock, writer)
+    for store in by_scheme.values():
+        stack.callback(store.close)
+    ports = Ports(
+        stores=by_scheme, segments=segments, memory=memory, replies=inquiries, clock=clock
+    )
+    engine = Engine(
+        config.models,
+        budget_bytes=budget_bytes,
+        limits=Limits(
+            fetch_slots=config.fetch_threads,
+            headroom_bytes=config.memory_headroom_bytes,
+            part_attempts=config.max_attempts,
+        ),
+        about=About(
+            version=cached.__version__,
+            pid=os.getpid(),
+            owner_uid=os.geteuid(),
+            socket=config.socket,
+            began_s=began_s,
+        ),
+        drain_s=config.drain_timeout_s,
+    )
+    metrics = Metrics(
+        cached.__version__,
+        [ref.name for ref in config.models],
+        {"cached_process_private_bytes": memory.private_bytes},
+    )
+    readiness = Readiness()
+    http = _http(config, inquiries, metrics, readiness, writer, stack)
+    daemon = Daemon(
+        engine,
+        Runner(ports, mailbox.post, random.random),
+        mailbox,
+        observers=[Log(writer), metrics, readiness, http],
+        clock=clock,
+        fetch_threads=config.fetch_threads,
+    )
+    drain_on_signals(mailbox.post)
+    writer.write(
+        "info",
+        "daemon started",
+        version=cached.__version__,
+        pid=os.getpid(),
+        socket=config.socket,
+        segment_root=config.segment_root,
+        models=len(config.models),
+        budget_bytes=budget_bytes,
+    )
+    workers.start()
+    if not any(ref.prefetch for ref in config.models):
+        http.now()
+    daemon.run()
+    writer.write("info", "daemon stopped", uptime_s=round(clock.now_s() - began_s, 3))
+
+
+def _http(  # noqa: PLR0913, PLR0917 - a composition root knows them all
+    config: Config,
+    inquiries: Inquiries,
+    metrics: Metrics,
+    readiness: Readiness,
+    writer: Writer,
+    stack: contextlib.ExitStack,
+) -> HttpStart:
+    """Take the port now, so that one that is taken is an error at start; serve it later."""
+    if config.http_port is None:
+        return HttpStart(lambda: None)
+    from cached.adapters.http import HttpServer
+
+    server = HttpServer(
+        config.http_host,
+        config.http_port,
+        why_not_ready=readiness.why_not,
+        snapshot=lambda answered: inquiries.ask("status", {}, answered),
+        render=metrics.render,
+        failed=lambda text: writer.write("error", "http failed", reason=text),
+    )
+    stack.callback(server.stop)
+
+    def start() -> None:
+        server.start()
+        writer.write("info", "http started", host=server.host, port=server.port)
+
+    return HttpStart(start)
+
+
+def _directory_mode(socket_mode: int) -> int:
+    """Return the mode of directories: who may connect may also look a model up by path."""
+    group = 0o050 if socket_mode & 0o060 else 0
+    others = 0o005 if socket_mode & 0o006 else 0
+    return 0o700 | group | others

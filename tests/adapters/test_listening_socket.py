@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -230,6 +231,54 @@ def test_a_directory_that_stays_locked_is_refused(path: Path, monkeypatch: pytes
     with pytest.raises(InvalidConfig, match="locked by another process"):
         listen(str(path))
     os.close(folder)
+
+
+def test_a_temporary_name_that_is_in_use_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch):
+    random = iter([b"\1" * 6, b"\1" * 6, b"\2" * 6])
+    monkeypatch.setattr(os, "urandom", lambda size: next(random))
+    other = path.parent / ("01" * 6)
+    other.write_text("mine")
+    listening = listen(str(path))
+    assert next(random, None) is None
+    assert connects(path)
+    assert other.read_text() == "mine"
+    listening.close()
+
+
+def test_a_directory_without_a_free_name_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "urandom", lambda size: b"\1" * size)
+    (path.parent / ("01" * 6)).touch()
+    with pytest.raises(InvalidConfig, match="no free name for the socket"):
+        listen(str(path))
+
+
+@pytest.mark.parametrize("step", ["chmod", "rename"])
+def test_a_start_that_is_cut_short_leaves_nothing_and_keeps_the_dead_socket(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    leave_dead(path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(InvalidConfig, match="Read-only file system"):
+        listen(str(path))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_place_where_no_socket_can_be_made_is_refused():
+    with pytest.raises(InvalidConfig, match=r"cannot listen on /proc/cached\.sock: .*; choose"):
+        listen("/proc/cached.sock")
+
+
+def test_a_bug_of_ours_is_not_hidden_and_leaves_nobody_listening(
+    abstract: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(listening_socket, "BACKLOG", "many")
+    with pytest.raises(TypeError):
+        listen(abstract)
+    assert not connects(abstract)
 
 
 def test_close_leaves_a_socket_that_somebody_else_has_put_there(path: Path):

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cached.adapters.log import MAX_LINE_BYTES, ROWS, SILENT, Log, Writer, timestamp
@@ -26,6 +26,7 @@ from cached.core.objects import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 OF = VersionRef("llm", "9f2c")
 SIZE_BYTES = 250_000_000
@@ -122,6 +123,8 @@ def test_text_is_for_people():
 
 
 @pytest.mark.parametrize("is_text", [False, True])
+@example(value=float("nan"))
+@example(value=-float("inf"))
 @given(value=st.one_of(st.text(max_size=5000), st.floats(), st.integers(), st.binary()))
 def test_any_value_makes_one_line_that_a_pipe_takes_whole(is_text: bool, value: object):
     pipe = Pipe(is_text=is_text)
@@ -135,6 +138,7 @@ def test_any_value_makes_one_line_that_a_pipe_takes_whole(is_text: bool, value: 
     if not is_text:
         assert json.loads(line)["event"] == "load refused"
         assert "NaN" not in line
+        assert "Infinity" not in line
     pipe.close()
 
 
@@ -206,6 +210,26 @@ def test_a_full_disk_is_no_error():
         writer.write("info", "daemon started")
         writer.close()
     assert writer.dropped == 1
+
+
+def test_a_line_after_one_that_was_cut_by_a_full_disk_stands_alone(tmp_path: Path):
+    path = tmp_path / "log"
+    code = f"""
+import os, resource
+from cached.adapters.clock import SystemClock
+from cached.adapters.log import Writer
+writer = Writer(os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT), SystemClock())
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, most))
+writer.write("info", "daemon started")
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+writer.write("info", "daemon stopped")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    cut, whole = path.read_text().splitlines()
+    assert len(cut) == 10
+    assert json.loads(whole)["event"] == "daemon stopped"
+    assert json.loads(whole)["dropped_before"] == 1
 
 
 def test_lines_go_on_after_the_callers_descriptor_is_closed(pipe: Pipe):
@@ -280,6 +304,27 @@ def test_debug_tells_the_story_of_a_request_without_what_the_peer_sent(debug: Pi
     ]
     assert lines[0] | {"uid": 1000, "pid": 4711, "peer": 7, "level": "debug"} == lines[0]
     assert lines[1] | {"request_id": 2, "op": "open"} == lines[1]
+
+
+def test_effects_name_what_they_are_about(debug: Pipe):
+    debug.log.decided(effects.Resolve(ModelRef("llm", "s3://b/m/")), 1.0)
+    debug.log.decided(effects.ReadHeader(FileRef(OF, 3), 100), 1.0)
+    first, second = debug.lines()
+    assert first | {"model": "llm", "uri": "s3://b/m/"} == first
+    assert second | {"model": "llm", "version": "9f2c", "file": 3, "there_bytes": 100} == second
+
+
+def test_a_line_of_too_many_fields_keeps_its_event(pipe: Pipe):
+    fields = {f"field_{n}": "x" * 100 for n in range(500)}
+    pipe.writer.write("info", "daemon started", **fields)
+    (line,) = pipe.lines()
+    assert line.keys() == {"ts", "level", "event"}
+
+
+def test_a_load_that_took_no_time_has_no_rate(pipe: Pipe):
+    pipe.log.decided(effects.CreateSegments(OF, MANIFEST), 1.0)
+    pipe.log.happened(events.Published(OF, "/p"), 1.0)
+    assert "mb_per_s" not in pipe.lines()[-1]
 
 
 def test_a_failed_get_names_the_object_and_the_reason(debug: Pipe):

@@ -9,6 +9,8 @@ import array
 import errno
 import json
 import os
+import re
+import select
 import socket
 import struct
 import subprocess
@@ -476,6 +478,27 @@ def test_at_most_64_requests_of_a_worker_are_outstanding(served: Served):
         assert waiting[-1].request_id == n
 
 
+def test_a_worker_that_is_held_back_wakes_nobody(served: Served):
+    worker, _ = served.worker()
+    worker.socket.sendall(encode({"id": 1, "op": "a"}) * 10_000)
+    waiting = [served.request() for _ in range(MAX_OUTSTANDING)]
+    assert served.is_quiet()
+    (fd,) = served.server._by_fd
+    watched = Path(f"/proc/self/fdinfo/{served.server._epoll.fileno()}").read_text()
+    (mask,) = re.findall(rf"^tfd: +{fd} events: +(\w+)", watched, re.MULTILINE)
+    assert not int(mask, 16) & (select.EPOLLIN | select.EPOLLOUT)
+    served.answer(waiting[0])
+    served.request()
+
+
+def test_a_worker_may_send_any_amount_of_finished_requests(served: Served):
+    worker, _ = served.worker()
+    for n in range(unix_socket.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES + 2):
+        worker.ask(n, "open", filler="x" * (MAX_REQUEST_BYTES - 100))
+        served.answer(served.request())
+        assert worker.reply() == {"id": n}
+
+
 def test_a_worker_that_floods_does_not_delay_another(served: Served):
     (flooding, peer), (other, _) = served.worker(), served.worker()
     flooding.socket.setblocking(False)
@@ -537,6 +560,31 @@ def test_a_worker_that_reads_slowly_gets_everything_in_order(served: Served):
     assert worker.reply() == {"id": 1}
     served.answer(asked[2], a_file())
     assert worker.reply() == {"id": 2, "fds": 1}
+
+
+def test_a_worker_that_reads_slowly_again_and_again_stays(served: Served):
+    worker, _ = served.worker()
+    for n in range(0, 8, 2):
+        worker.ask(n)
+        worker.ask(n + 1)
+        asked = [served.request(), served.request()]
+        for request in asked:
+            served.answer(request, text="x" * (1 << 20))
+        for request in asked:
+            assert (worker.reply() or {})["id"] == request.request_id
+
+
+def test_nothing_more_is_heard_of_a_worker_that_lost_its_connection(served: Served):
+    worker, peer = served.worker()
+    answers = MAX_UNREAD_DESCRIPTORS // 128 + 1
+    worker.socket.sendall(encode({"id": 1, "op": "descriptors"}) * (MAX_OUTSTANDING + 2 * answers))
+    waiting = [served.request() for _ in range(MAX_OUTSTANDING)]
+    for request in waiting[: answers - 1]:
+        served.answer(request, *[a_file() for _ in range(128)])
+        served.request()
+        assert served.is_quiet()
+    served.answer(waiting[answers - 1], *[a_file() for _ in range(128)])
+    assert served.event() == Disconnected(peer)
 
 
 def test_a_worker_that_left_too_much_unread_loses_its_connection(served: Served):

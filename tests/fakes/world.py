@@ -205,6 +205,13 @@ class World:
             self.post(events.Ticked())
         self.now_s = until_s
 
+    @property
+    def endable(self) -> list[Effect]:
+        """Jobs that may end next: those of the one segment thread only in their order."""
+        kinds = effects.CreateSegments | effects.Publish | effects.Free
+        first = next((job for job in self.jobs if isinstance(job, kinds)), None)
+        return [job for job in self.jobs if job is first or not isinstance(job, kinds)]
+
     def job(self, kind: type[Effect]) -> Effect:
         return next(job for job in self.jobs if isinstance(job, kind))
 

@@ -1,0 +1,274 @@
+"""The HTTP side: health, readiness, metrics and the models, in a thread of its own.
+
+The port is taken by the constructor, which needs nothing but ``socket``: a port that is in use is
+an error at start. aiohttp and uvloop (as slow to import as all the rest of the daemon) are
+imported by the thread ``cached-http``; who connects before that waits in the kernel's backlog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from cached.core.errors import InvalidConfig, TimedOut
+from cached.core.wire import error_body
+
+if TYPE_CHECKING:
+    import asyncio
+    import logging
+    from collections.abc import Callable, Iterator
+
+    from aiohttp import web
+
+    Status = dict[str, object]
+    Snapshot = Callable[[Callable[[Status], None]], None]
+    """Asks the daemon for its ``status`` reply; any thread may call back, once or never."""
+
+    Render = Callable[[Status, str], tuple[bytes, str]]
+    """Makes the exposition of the metrics, and its content type, of a status and ``Accept``."""
+
+SNAPSHOT_TIMEOUT_S = 2.0  # a mailbox that is busy for so long is what a probe should see
+SHUTDOWN_TIMEOUT_S = 1.0  # for answers under way, and for idle connections of scrapers
+BACKLOG = 128
+NEEDS = ("aiohttp", "uvloop", "prometheus_client")
+OFF = "choose another with --http-port or CACHED_HTTP_PORT (0: a free one, off: no HTTP side)"
+INDEX = """\
+cached
+/healthz  200 while the process serves
+/readyz   200 once the models to be prefetched are there, else 503 with the reason
+/models   models and memory, JSON
+/metrics  Prometheus text or OpenMetrics
+"""
+
+
+class HttpServer:
+    """Answers GET and HEAD on one port; changes nothing.
+
+    Args:
+        host: address or name to bind to.
+        port: 0 takes a free one, see ``port``.
+        why_not_ready: a flag read, in the HTTP thread: "" when ready, else the reason.
+        snapshot: for /models and /metrics.
+        render: for /metrics; called in the HTTP thread.
+        failed: told of errors inside the HTTP side, one line of text each.
+
+    Attributes:
+        host: as given.
+        port: that is bound.
+
+    Raises:
+        InvalidConfig: the port is taken or the host is none of ours; or a library is missing.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        why_not_ready: Callable[[], str],
+        snapshot: Snapshot,
+        render: Render,
+        failed: Callable[[str], None],
+    ) -> None:
+        _check_libraries()
+        self._socket = _bind(host, port)
+        self.host = host
+        self.port: int = self._socket.getsockname()[1]
+        self._why_not_ready = why_not_ready
+        self._snapshot = snapshot
+        self._render = render
+        self._failed = failed
+        self._lock = threading.Lock()  # of the two below
+        self._end: Callable[[], object] | None = None
+        self._is_stopped = False
+        self._thread = threading.Thread(target=self._run, name="cached-http", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what is under way, close, and join the thread. May be called again."""
+        with self._lock:
+            self._is_stopped = True
+            if self._end is not None:
+                self._end()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close()
+
+    # --- all below: the HTTP thread
+
+    def _run(self) -> None:
+        import asyncio
+
+        import uvloop
+
+        with (
+            _forwarded_logs(self._failed),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        import asyncio
+
+        from aiohttp import web
+
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/", self._index),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/models", self._models),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        app.on_response_prepare.append(_set_headers)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+        )
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        await runner.setup()
+        try:
+            await web.SockSite(runner, self._socket).start()
+            with self._lock:
+                self._end = lambda: loop.call_soon_threadsafe(ended.set)
+                if self._is_stopped:
+                    ended.set()
+            await ended.wait()
+        finally:
+            with self._lock:
+                self._end = None
+            await runner.cleanup()
+
+    async def _index(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        return web.Response(text=INDEX)
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return _json({"healthy": True})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        reason = self._why_not_ready()
+        if reason:
+            return _json({"ready": False, "reason": reason}, 503)
+        return _json({"ready": True})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        try:
+            return _json(await self._status())
+        except TimedOut as error:
+            return _json(error_body(error), 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        try:
+            status = await self._status()
+        except TimedOut as error:
+            return _json(error_body(error), 503)
+        body, content_type = self._render(status, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _status(self) -> Status:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Status] = loop.create_future()
+
+        def settle(status: Status) -> None:
+            if not future.done():
+                future.set_result(status)
+
+        def answered(status: Status) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, status)
+
+        self._snapshot(answered)
+        try:
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+                return await future
+        except TimeoutError as error:
+            message = f"the daemon did not tell its status within {SNAPSHOT_TIMEOUT_S} s"
+            raise TimedOut(message, hint="it is busy or hangs: see its log") from error
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    from aiohttp import web
+
+    return web.json_response(body, status=status, dumps=_dumps)
+
+
+def _dumps(body: object) -> str:
+    return json.dumps(body, indent=1) + "\n"
+
+
+async def _set_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "cached"
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+def _check_libraries() -> None:
+    for name in NEEDS:
+        if importlib.util.find_spec(name) is None:
+            message = f"the HTTP side needs {name}, which is not installed"
+            hint = "pip install 'cached-models[daemon]', or --http-port off"
+            raise InvalidConfig(message, hint=hint)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        message = f"cannot listen on http_host {host}: {error}"
+        raise InvalidConfig(message, hint="set --http-host to an address of this host") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        message = f"cannot listen on {host}:{port} for HTTP: {why}"
+        raise InvalidConfig(message, hint=f"stop what uses it, or {OFF}") from error
+    return listener
+
+
+@contextlib.contextmanager
+def _forwarded_logs(failed: Callable[[str], None]) -> Iterator[None]:
+    """Send what the libraries log to ``failed``, so that stderr holds our own lines only.
+
+    All but bad requests: they are the peer's fault, and have been answered with 400.
+    """
+    import logging
+
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)):
+                failed(self.format(record))
+
+    forward = Forward(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("aiohttp", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(forward)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(forward)

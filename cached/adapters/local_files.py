@@ -1,0 +1,156 @@
+"""Models on a local file system (``file://``): the ``ObjectStore`` port over a directory or a file.
+
+The ETag is made of inode, size and change time, so that a file that is replaced or written
+while it is read is noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from cached.core.errors import (
+    AccessDenied,
+    BadReply,
+    ObjectChanged,
+    ObjectMissing,
+    ObjectRefused,
+    StoreError,
+    StoreUnavailable,
+)
+from cached.core.manifest import layout_path, manifest_of
+from cached.core.objects import Manifest, StoredObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cached.core.objects import ModelRef, Part
+    from cached.ports import Sink
+
+BUFFER_BYTES: Final = 1 << 20
+SCHEME: Final = "file://"
+
+
+class LocalFiles:
+    """The ``ObjectStore`` port. Holds nothing open between calls."""
+
+    def __init__(self) -> None:
+        self._cancelled: set[int] = set()
+
+    def resolve(self, ref: ModelRef) -> Manifest:
+        """List a directory with all below it, or take one file.
+
+        Symbolic links are followed as long as they stay below the directory.
+
+        Raises:
+            ObjectMissing: nothing is there.
+            ObjectRefused: a link leads out, or a name cannot be laid out.
+            AccessDenied: this user may not read it.
+        """
+        place = _place(ref.uri)
+        try:
+            if os.path.isdir(place):
+                root = os.path.realpath(place)
+                found = [_stored(path, layout_path(path, f"{root}/")) for path in _walk(root)]
+            else:
+                found = [_stored(place, layout_path(os.path.basename(place), ""))]
+        except OSError as error:
+            raise _translated(error, place) from error
+        return manifest_of(ref.uri, found)
+
+    def fetch(self, part: Part, sink: Sink) -> None:
+        """Copy ``[sink.watermark, part.stop)`` of a file into the sink.
+
+        Raises:
+            ObjectChanged: the file is not the one of the manifest any more.
+            StoreError: it cannot be read, or was cancelled.
+        """
+        path = part.stored.key
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _translated(error, path) from error
+        try:
+            self._copy(descriptor, part, sink)
+        except OSError as error:
+            raise _translated(error, path) from error
+        finally:
+            os.close(descriptor)
+            self._cancelled.discard(part.part_id)
+
+    def _copy(self, descriptor: int, part: Part, sink: Sink) -> None:
+        _check_same(descriptor, part)
+        buffer = memoryview(bytearray(min(BUFFER_BYTES, part.stop - part.start)))
+        while (at := sink.watermark) < part.stop:
+            if part.part_id in self._cancelled:
+                message = f"reading {part.stored.key} was cancelled"
+                raise StoreUnavailable(message)
+            count = os.preadv(descriptor, [buffer[: part.stop - at]], at)
+            if not count:
+                _check_same(descriptor, part)
+                message = f"{part.stored.key} ended at byte {at}, {part.stop} were expected"
+                raise BadReply(message)
+            sink.accept(at, buffer[:count])
+        _check_same(descriptor, part)
+
+    def cancel(self, part: Part) -> None:
+        """Make a running ``fetch`` of this part end soon."""
+        self._cancelled.add(part.part_id)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _place(uri: str) -> str:
+    path = unquote(uri.removeprefix(SCHEME).removeprefix("localhost"))
+    if not path.startswith("/"):
+        message = f"{uri} is not absolute"
+        raise ObjectMissing(message, hint="write file:///directory/ or file:///path/model.safetensors")
+    return path
+
+
+def _walk(root: str) -> Iterator[str]:
+    for directory, folders, names in os.walk(root, onerror=_raise):
+        folders.sort()
+        for name in sorted(names):
+            path = f"{directory}/{name}"
+            target = os.path.realpath(path)
+            if not target.startswith(f"{root.rstrip('/')}/"):
+                message = f"{path} is a link out of the directory, to {target}"
+                raise ObjectRefused(message, hint="copy the file, or name the directory it is in")
+            yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _stored(path: str, layout: str) -> StoredObject:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        message = f"{path} is not a regular file"
+        raise ObjectRefused(message, hint="only files and directories of files can be served")
+    return StoredObject(
+        key=path, path=layout, size_bytes=status.st_size, etag=_etag(status)
+    )
+
+
+def _etag(status: os.stat_result) -> str:
+    return f'"{status.st_dev:x}-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
+
+
+def _check_same(descriptor: int, part: Part) -> None:
+    if _etag(os.fstat(descriptor)) != part.stored.etag:
+        message = f"{part.stored.key} was replaced or written while it was read"
+        raise ObjectChanged(message)
+
+
+def _translated(error: OSError, path: str) -> StoreError:
+    message = f"cannot read {path}: {error.strerror}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ObjectMissing(message, hint="check the path in the model's URI")
+    if isinstance(error, PermissionError):
+        return AccessDenied(message, hint="let the daemon's user read it")
+    return StoreUnavailable(message)

@@ -1,0 +1,355 @@
+"""Models as files in a tmpfs: made, filled, published by rename, freed.
+
+Layout below the root::
+
+    lock                            held by flock as long as the daemon lives; its pid
+    filling/NAME@VERSION/PATH       mode 0600, full length from the start
+    models/NAME/VERSION/PATH        mode 0444, complete
+    models/NAME/current             a symbolic link to the VERSION
+
+The root should be a tmpfs. Whatever it is, posix_fallocate must be native there (tmpfs, ext4,
+xfs, btrfs): glibc's substitute reads and writes back, and could undo a write beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Final
+
+from cached.adapters.segments.part_sink import OpenFile, PartSink
+from cached.adapters.segments.root import (
+    claim,
+    gone,
+    make_directory,
+    remove_tree,
+    survey,
+    translated,
+    unusable,
+)
+from cached.core import header
+from cached.core.errors import LoadFailed, ObjectRefused
+from cached.core.manifest import layout_path
+from cached.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cached.core.header import Header
+    from cached.core.objects import FileRef, Manifest, Part, VersionRef
+
+STEP_BYTES: Final = 32 << 20  # reserved at a time: 7 ms, in which writes to the file wait
+_CURRENT: Final = "current"
+
+
+class _Version:
+    """One version's files.
+
+    Attributes:
+        directory: where they lie now; None once unlinked.
+        sinks: of parts under way, by id.
+    """
+
+    __slots__ = ("directory", "files", "sinks")
+
+    def __init__(self, directory: str) -> None:
+        self.directory: str | None = directory
+        self.files: list[OpenFile] = []
+        self.sinks: dict[int, PartSink] = {}
+
+
+class TmpfsSegments:
+    """The ``SegmentStore`` port on a tmpfs. It owns the root until ``close``.
+
+    ``create``, ``publish`` and ``free`` belong to the segment thread, all else to any. The lock
+    guards the tables and is held for microseconds only; a sink's lock is never taken under it.
+
+    Args:
+        root: its directory; made if it is not there.
+        dir_mode: of the directories that workers pass: 0o755 if their group is another.
+
+    Raises:
+        InvalidConfig: the root is in use, is another user's, or cannot be made.
+
+    Attributes:
+        root: absolute.
+        swept: what a dead daemon had left; it was removed.
+    """
+
+    def __init__(self, root: str, *, dir_mode: int = 0o750) -> None:
+        self.root = os.path.abspath(root)
+        self._dir_mode = dir_mode
+        self._lock = threading.Lock()
+        self._versions: dict[VersionRef, _Version] = {}
+        self._abandoned: set[VersionRef] = set()
+        self._lock_fd = claim(self.root, dir_mode)
+        try:
+            self.swept = survey(self.root)
+            for name, mode in (("filling", 0o700), ("models", dir_mode)):
+                remove_tree(f"{self.root}/{name}")
+                make_directory(f"{self.root}/{name}", mode)
+        except OSError as error:
+            os.close(self._lock_fd)
+            raise unusable(self.root, error) from error
+
+    def close(self) -> None:
+        """Give the root up and close every descriptor. The files stay."""
+        for version in self._versions.values():
+            self._close_sinks(version)
+            for file in version.files:
+                file.close()
+        self._versions.clear()
+        os.close(self._lock_fd)
+
+    def create(self, of: VersionRef, manifest: Manifest, ready: Callable[[], None]) -> None:
+        """Make all files at full length, call ``ready``, then reserve their pages in steps.
+
+        Ends early, without an error, once the version is abandoned.
+
+        Raises:
+            OutOfSpace: pages ran out. What was made stays until ``free``.
+            ObjectRefused: a name would lie outside the root. Nothing was made.
+            LoadFailed: the system refuses.
+        """
+        _check_names(of, manifest)
+        version = _Version(f"{self.root}/filling/{of}~{of.load}")
+        with self._lock:
+            if of in self._abandoned:
+                return
+            self._versions[of] = version
+        try:
+            self._make_files(version, manifest)
+        except OSError as error:
+            raise translated(error, f"cannot make the files of {of} in {self.root}") from error
+        if of not in self._abandoned:
+            ready()
+        self._reserve(of, version, manifest.size_bytes)
+
+    def _make_files(self, version: _Version, manifest: Manifest) -> None:
+        directory = str(version.directory)
+        make_directory(directory, self._dir_mode)
+        made = {""}
+        for stored in manifest.objects:
+            parts = stored.path.split("/")
+            for depth in range(1, len(parts)):
+                parent = "/".join(parts[:depth])
+                if parent not in made:
+                    made.add(parent)
+                    make_directory(f"{directory}/{parent}", self._dir_mode)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(f"{directory}/{stored.path}", flags, 0o600)
+            version.files.append(OpenFile(fd, stored.path, stored.size_bytes))
+            os.ftruncate(fd, stored.size_bytes)
+
+    def _reserve(self, of: VersionRef, version: _Version, size_bytes: int) -> None:
+        reserved_bytes = 0
+        for file in version.files:
+            for start in range(0, file.size_bytes, STEP_BYTES):
+                if of in self._abandoned:
+                    return
+                step_bytes = min(STEP_BYTES, file.size_bytes - start)
+                try:
+                    os.posix_fallocate(file.fd, start, step_bytes)
+                except OSError as error:
+                    if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
+                        return  # pages come with the writes; a full file system is clean there too
+                    action = f"cannot reserve {format_bytes(size_bytes)} for {of} in {self.root}"
+                    done = f"{action}, only {format_bytes(reserved_bytes)}"
+                    raise translated(error, done) from error
+                reserved_bytes += step_bytes
+
+    def abandon(self, of: VersionRef) -> None:
+        """Make ``create`` of this version, under way or to come, end soon; until ``free``."""
+        with self._lock:
+            self._abandoned.add(of)
+
+    def sink(self, part: Part) -> PartSink:
+        """Return the sink of a part; the same one for every attempt of equal ``part_id``.
+
+        Raises:
+            LoadFailed: the version was freed.
+        """
+        with self._lock:
+            version, file = self._file(part.file)
+            sink = version.sinks.get(part.part_id)
+            if sink is None:
+                sink = PartSink(file, part.start, part.stop)
+                version.sinks[part.part_id] = sink
+            return sink
+
+    def release_sink(self, part: Part) -> None:
+        """Forget a part's sink: no attempt of it will come."""
+        with self._lock:
+            version = self._versions.get(part.file.of)
+            if version is not None:
+                version.sinks.pop(part.part_id, None)
+
+    def _file(self, ref: FileRef) -> tuple[_Version, OpenFile]:
+        """Return an open file; the lock is held."""
+        version = self._versions.get(ref.of)
+        if version is None or version.directory is None:
+            raise gone(str(ref.of))
+        return version, version.files[ref.index]
+
+    def read_header(self, file: FileRef, there_bytes: int) -> Header | int:
+        """Parse the header of a file of which ``[0, there_bytes)`` is there.
+
+        Returns:
+            The header; or how many bytes it has, if that is more than are there.
+
+        Raises:
+            HeaderError: it breaks a rule of the format.
+            LoadFailed: the version was freed.
+        """
+        with self._lock:
+            _, opened = self._file(file)
+            fd = os.dup(opened.fd)  # survives a free in the segment thread
+        try:
+            first = os.pread(fd, min(there_bytes, header.LENGTH_BYTES), 0)
+            if len(first) < min(header.LENGTH_BYTES, opened.size_bytes):
+                return header.LENGTH_BYTES
+            size_bytes = header.header_bytes(first, opened.size_bytes)
+            if size_bytes > there_bytes:
+                return size_bytes
+            return header.parse(os.pread(fd, size_bytes, 0), opened.size_bytes)
+        finally:
+            os.close(fd)
+
+    def publish(self, of: VersionRef) -> str:
+        """Make a complete version read-only, visible by path, and current.
+
+        Returns:
+            The directory.
+
+        Raises:
+            OutOfSpace: the file system is full.
+            LoadFailed: a file has not its length any more, or the system refuses.
+        """
+        with self._lock:
+            version = self._versions.get(of)
+        if version is None or version.directory is None:
+            raise gone(str(of))
+        try:
+            for file in version.files:
+                _finish(file)
+            return self._show(of, version, version.directory)
+        except OSError as error:
+            raise translated(error, f"cannot publish {of} in {self.root}") from error
+
+    def _show(self, of: VersionRef, version: _Version, filling: str) -> str:
+        home = f"{self.root}/models/{of.name}"
+        if not os.path.isdir(home):
+            make_directory(home, self._dir_mode)
+        directory = f"{home}/{of.version}"
+        os.rename(filling, directory)
+        version.directory = directory
+        link = f"{home}/.{_CURRENT}"
+        if os.path.lexists(link):
+            os.unlink(link)
+        os.symlink(of.version, link)
+        os.rename(link, f"{home}/{_CURRENT}")
+        return directory
+
+    def free(self, of: VersionRef) -> bool:
+        """Unlink a version; return whether nobody maps or holds any of it any more.
+
+        Files that nobody has are given back at once, the others by a later call.
+
+        Raises:
+            LoadFailed: the system refuses to unlink; may be called again.
+        """
+        with self._lock:
+            self._abandoned.discard(of)
+            version = self._versions.get(of)
+        if version is None:
+            return True
+        if version.directory is not None:
+            try:
+                self._unlink(of, version.directory)
+            except OSError as error:
+                raise translated(error, f"cannot remove {version.directory}") from error
+            with self._lock:
+                version.directory = None
+            self._close_sinks(version)
+        for file in version.files:
+            if file.fd >= 0 and not _is_held(file.fd):
+                file.close()
+        if any(file.fd >= 0 for file in version.files):
+            return False
+        with self._lock:
+            del self._versions[of]
+        return True
+
+    def _close_sinks(self, version: _Version) -> None:
+        with self._lock:
+            sinks = list(version.sinks.values())
+            version.sinks.clear()
+        for sink in sinks:
+            sink.close()
+
+    def _unlink(self, of: VersionRef, directory: str) -> None:
+        home = f"{self.root}/models/{of.name}"
+        current = f"{home}/{_CURRENT}"
+        if os.path.islink(current) and os.readlink(current) == of.version:
+            os.unlink(current)
+        remove_tree(directory)
+        if os.path.isdir(home) and not os.listdir(home):
+            os.rmdir(home)
+
+    def reader(self, file: FileRef) -> int:
+        """Return a new read-only descriptor, with an open file description of its own.
+
+        Raises:
+            LoadFailed: the version was freed, or the system has no descriptor left.
+        """
+        with self._lock:
+            _, opened = self._file(file)
+            try:
+                return os.open(f"/proc/self/fd/{opened.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise translated(error, f"cannot open {opened.path} of {file.of}") from error
+
+
+def _check_names(of: VersionRef, manifest: Manifest) -> None:
+    """Refuse names that would lie anywhere but in one directory of this version."""
+    for name in of:
+        if "/" in layout_path(name, ""):
+            message = f"{name!r} cannot be the name of a directory"
+            raise ObjectRefused(message)
+    if of.version.lstrip(".") == _CURRENT:
+        message = f"{of.version!r} cannot be a version: that name is taken"
+        raise ObjectRefused(message)
+    for stored in manifest.objects:
+        layout_path(stored.path, "")
+
+
+def _finish(file: OpenFile) -> None:
+    """Make a whole file read-only.
+
+    Raises:
+        LoadFailed: somebody changed its length.
+    """
+    found_bytes = os.fstat(file.fd).st_size
+    if found_bytes != file.size_bytes:
+        message = f"{file.path} must have {file.size_bytes} bytes, has {found_bytes}"
+        raise LoadFailed(message, hint="something else writes to the segment root: find out what")
+    os.fchmod(file.fd, 0o444)
+
+
+def _is_held(fd: int) -> bool:
+    """Return whether anybody else has a file open or mapped.
+
+    The kernel grants a write lease only to the file's one and only user: fcntl(2), F_SETLEASE.
+    Where it cannot tell, nobody is assumed to: those who have a lease of ours have gone by now.
+    """
+    try:
+        # Should somebody open the file while we have the lease: a signal that does nothing.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False

@@ -1,0 +1,125 @@
+"""Tensors as numpy arrays and as torch tensors, without a copy.
+
+numpy, ml_dtypes and torch are imported when the first tensor is asked for, and not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cached.core.errors import CachedError
+
+if TYPE_CHECKING:
+    import mmap
+
+    import numpy as np
+    import torch
+
+    from cached.client.mappings import File
+    from cached.core.header import Tensor
+
+# safetensors name → (numpy name, ml_dtypes name or None)
+_PLAIN = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+    "C64": "complex64",
+}
+_EXTENDED = {
+    "BF16": ("uint16", "bfloat16"),
+    "F8_E5M2": ("uint8", "float8_e5m2"),
+    "F8_E4M3": ("uint8", "float8_e4m3fn"),
+    "F8_E8M0": ("uint8", "float8_e8m0fnu"),
+    "F8_E5M2FNUZ": ("uint8", "float8_e5m2fnuz"),
+    "F8_E4M3FNUZ": ("uint8", "float8_e4m3fnuz"),
+}
+_TORCH = {
+    "BOOL": "bool",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "BF16": "bfloat16",
+    **{name: numpy for name, numpy in _PLAIN.items() if name != "BOOL"},
+}
+
+
+class Arrays:
+    """Makes numpy views of tensors.
+
+    Raises:
+        CachedError: numpy is not installed.
+    """
+
+    __slots__ = ("_dtypes", "_np")
+
+    def __init__(self) -> None:
+        try:
+            import numpy as np
+        except ImportError as error:
+            message = "numpy is not installed in this environment"
+            hint = "install it, or read the bytes with model.buffer(name)"
+            raise CachedError(message, hint=hint) from error
+        self._np = np
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+
+    def view(self, file: File, tensor: Tensor) -> np.ndarray[Any, Any]:
+        """Return a tensor as a read-only array over its file's mapping.
+
+        Sub-byte types (F4, F6) come as the raw bytes, of shape ``(bytes,)``; bf16 and fp8 as
+        ml_dtypes' types if it is installed, else as uint16 and uint8.
+        """
+        np = self._np
+        dtype = self._dtypes.get(tensor.dtype) or self._dtype(tensor.dtype)
+        size_bytes = tensor.stop - tensor.start
+        shape = tensor.shape if tensor.dtype in _TORCH else (size_bytes,)
+        if not size_bytes:
+            empty = np.empty(shape, dtype)
+            empty.flags.writeable = False
+            return empty
+        base: Any = file.base(lambda mapping: np.frombuffer(mapping, np.uint8))
+        return np.ndarray(shape, dtype, base, tensor.start)
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        np = self._np
+        plain, extended = _EXTENDED.get(name, (_PLAIN.get(name, "uint8"), ""))
+        dtype = np.dtype(plain)
+        if extended:
+            try:
+                import ml_dtypes
+            except ImportError:
+                pass
+            else:
+                dtype = np.dtype(getattr(ml_dtypes, extended, plain))
+        self._dtypes[name] = dtype
+        return dtype
+
+
+def torch_tensor(mapping: mmap.mmap | None, tensor: Tensor) -> torch.Tensor:
+    """Return a tensor over a private mapping; a write to it stays in this process.
+
+    A type that this torch does not know comes as raw bytes, of shape ``(bytes,)``.
+    """
+    import torch
+
+    dtype = getattr(torch, _TORCH.get(tensor.dtype, ""), None)
+    shape = tensor.shape
+    size_bytes = tensor.stop - tensor.start
+    if not isinstance(dtype, torch.dtype):
+        dtype, shape = torch.uint8, (size_bytes,)
+    if mapping is None or not size_bytes:
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(mapping, dtype=torch.uint8, count=size_bytes, offset=tensor.start)
+    if tensor.start % dtype.itemsize:  # a writer that did not align its header: torch needs a copy
+        flat = flat.clone()
+    return flat.view(dtype).reshape(shape)

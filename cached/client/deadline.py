@@ -1,0 +1,39 @@
+"""How much of a caller's time is left; the client reads the clock here and nowhere else."""
+
+from __future__ import annotations
+
+import time
+
+
+class Deadline:
+    """A moment in the future.
+
+    Args:
+        timeout_s: from now; ``None``: never.
+    """
+
+    __slots__ = ("_at_s",)
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._at_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left, 0 when it has passed; ``None``: for ever."""
+        return None if self._at_s is None else max(0.0, self._at_s - time.monotonic())
+
+    @property
+    def left_ms(self) -> int | None:
+        """The same in whole milliseconds, rounded up: for poll."""
+        left_s = self.left_s
+        return None if left_s is None else int(left_s * 1000) + (left_s > 0)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether no time is left."""
+        return self.left_s == 0.0
+
+    def sleep(self, longest_s: float) -> None:
+        """Sleep, but not beyond the moment."""
+        left_s = self.left_s
+        time.sleep(longest_s if left_s is None else min(longest_s, left_s))

@@ -1,0 +1,310 @@
+"""A leased model: tensors by name while the rest is still on its way, and a directory."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cached.client.arrays import Arrays, torch_tensor
+from cached.client.deadline import Deadline
+from cached.client.mappings import File, private_mapping
+from cached.core import header
+from cached.core.errors import CachedError, TensorUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+
+    import numpy as np
+    import torch
+
+    from cached.client.mappings import Lease
+    from cached.core.header import Tensor
+
+    Array = np.ndarray[Any, Any]
+
+
+class Source(Protocol):
+    """Where a model's bytes come from: the daemon, or the store itself."""
+
+    lease: Lease
+
+    def wait(self, ranges: Sequence[tuple[int, int, int]], deadline: Deadline) -> bool:
+        """Wait for byte ranges (file, start, stop); return whether the whole version is there."""
+
+    def path(self, deadline: Deadline) -> str:
+        """Wait for the whole version; return its directory."""
+
+    def arrivals(self, seen_bytes: int) -> tuple[int, list[tuple[int, int, int]], bool]:
+        """Wait for more than ``seen_bytes``; return how many and which are there, and if all."""
+
+    def descriptors(self, files: Sequence[int]) -> list[int]:
+        """Return new read-only descriptors of files; the caller closes them."""
+
+    def is_stale(self) -> bool:
+        """Return whether a newer version is current."""
+
+
+class Model:
+    """One version of a model, leased.
+
+    Made by ``cached.open``. Use it as a mapping of tensor names, as a context manager, or
+    both; any thread, and children of fork. The lease lasts until it is closed (or collected)
+    *and* the last view of its tensors is gone; views stay valid whatever happens to the
+    model, to the daemon or to the version.
+
+    Attributes:
+        name: as configured.
+        version: id of the version that is leased.
+        metadata: ``__metadata__`` of its safetensors files, together.
+    """
+
+    def __init__(  # noqa: PLR0913 - made in one place, by keywords
+        self,
+        *,
+        name: str,
+        version: str,
+        files: list[File],
+        source: Source,
+        is_complete: bool,
+        path: str | None,
+        timeout_s: float | None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.metadata: dict[str, str] = {}
+        self._files = files
+        self._source = source
+        self._is_complete = is_complete
+        self._path = path
+        self._timeout_s = timeout_s
+        self._arrays: Arrays | None = None
+        self._confirmed: set[str] = set()
+        self._tensors: dict[str, tuple[int, Tensor]] = {}
+        self._release: Callable[[], object] = source.lease.hold_for(self)
+        for index, file in enumerate(files):
+            if file.header_bytes is not None:
+                table = header.read(file.view(0, file.header_bytes), file.size_bytes)
+                self.metadata.update(table.metadata)
+                for tensor in table.tensors.values():
+                    self._tensors[tensor.name] = (index, tensor)
+
+    def __repr__(self) -> str:
+        return f"<cached.Model {self.name}@{self.version}: {len(self._tensors)} tensors>"
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lease back once the last view is gone. Again: does nothing."""
+        for file in self._files:
+            file.drop()
+        self._files = []
+        self._release()
+
+    # --- a mapping of tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> Array:
+        """Return a tensor as a read-only numpy view; waits for just this tensor.
+
+        Raises:
+            TensorUnknown: the model has no such tensor.
+            TimedOut: its bytes did not come within the ``timeout_s`` of ``cached.open``.
+            DaemonUnavailable: the daemon is gone and the bytes are not there.
+            Stale, LoadFailed: they will not come.
+        """
+        index, tensor = self._ready(name)
+        return self._view(index, tensor)
+
+    def keys(self) -> Iterator[str]:
+        """Return the names of all tensors."""
+        return iter(self._tensors)
+
+    def items(self, order: str = "file") -> Iterator[tuple[str, Array]]:
+        """Yield every tensor with its name, waiting for each.
+
+        Args:
+            order: ``file``: as they lie in the files; ``arrival``: as their bytes come.
+        """
+        if order not in {"file", "arrival"}:
+            message = f"order must be 'file' or 'arrival', was {order!r}"
+            raise ValueError(message)
+        if order == "arrival" and not self._is_complete:
+            for name in self._arriving():
+                yield name, self._view(*self._tensors[name])
+            return
+        if self._is_complete:
+            self._check_open()
+            for name, (index, tensor) in self._tensors.items():
+                yield name, self._view(index, tensor)
+            return
+        for name in self._tensors:
+            yield name, self[name]
+
+    def buffer(self, name: str) -> memoryview:
+        """Return the raw bytes of a tensor, read-only; waits for just this tensor. No numpy."""
+        index, tensor = self._ready(name)
+        return self._files[index].view(tensor.start, tensor.stop)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's type by its safetensors name (``BF16``); waits for nothing."""
+        return self._find(name)[1].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape; waits for nothing."""
+        return self._find(name)[1].shape
+
+    def torch(self) -> dict[str, torch.Tensor]:
+        """Return every tensor as a zero-copy torch tensor; waits for the whole version.
+
+        A write to one stays private to this process. torch is imported only here.
+        """
+        self.wait()
+        indices = sorted({index for index, _ in self._tensors.values()})
+        mappings = {}
+        for index, descriptor in zip(indices, self._source.descriptors(indices), strict=True):
+            size_bytes = self._files[index].size_bytes
+            mappings[index] = private_mapping(descriptor, size_bytes, self._source.lease)
+        return {
+            name: torch_tensor(mappings[index], tensor)
+            for name, (index, tensor) in self._tensors.items()
+        }
+
+    # --- the model as a whole
+
+    @property
+    def path(self) -> str:
+        """Return a directory that any library opens; waits for the whole version.
+
+        It stays there while the lease does.
+
+        Raises:
+            TimedOut, DaemonUnavailable, Stale, LoadFailed: as for a tensor.
+        """
+        if self._path is None:
+            self._check_open()
+            self._path = self._source.path(self._deadline())
+            self._is_complete = True
+        return self._path
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether the object was replaced, or a newer version is current."""
+        self._check_open()
+        return self._source.is_stale()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of all files, below ``path``."""
+        return tuple(file.path for file in self._files)
+
+    def file(self, path: str) -> memoryview:
+        """Return a file's bytes (``config.json``), read-only; waits for just this file.
+
+        Raises:
+            KeyError: the model has no such file.
+        """
+        self._check_open()
+        for index, file in enumerate(self._files):
+            if file.path == path:
+                self._wait([(index, 0, file.size_bytes)], self._deadline())
+                return file.view(0, file.size_bytes)
+        message = f"{self.name} has no file {path!r}: it has {', '.join(self.files)}"
+        raise KeyError(message)
+
+    def wait(self, names: Sequence[str] | None = None, *, timeout_s: float | None = None) -> None:
+        """Wait for some tensors together, or for the whole version.
+
+        Args:
+            names: of tensors; ``None``: all files.
+            timeout_s: ``None``: that of ``cached.open``.
+        """
+        self._check_open()
+        deadline = self._deadline(timeout_s)
+        if names is None:
+            if self._path is None:
+                self._path = self._source.path(deadline)
+                self._is_complete = True
+            return
+        found = [self._find(name) for name in names]
+        self._wait([(index, tensor.start, tensor.stop) for index, tensor in found], deadline)
+        self._confirmed.update(names)
+
+    # --- inside
+
+    def _find(self, name: str) -> tuple[int, Tensor]:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            message = f"{self.name} has no tensor named {name!r}"
+            raise TensorUnknown(message, hint=f"it has {len(self)}: see keys()") from None
+
+    def _ready(self, name: str) -> tuple[int, Tensor]:
+        index, tensor = self._find(name)
+        self._check_open()
+        if not self._is_complete and name not in self._confirmed:
+            self._wait([(index, tensor.start, tensor.stop)], self._deadline())
+            self._confirmed.add(name)
+        return index, tensor
+
+    def _wait(self, ranges: list[tuple[int, int, int]], deadline: Deadline) -> None:
+        if not self._is_complete:
+            self._is_complete = self._source.wait(ranges, deadline)
+
+    def _view(self, index: int, tensor: Tensor) -> Array:
+        if self._arrays is None:
+            self._arrays = Arrays()
+        return self._arrays.view(self._files[index], tensor)
+
+    def _arriving(self) -> Iterator[str]:
+        """Yield names as their bytes come; each once."""
+        missing = dict(self._tensors)
+        seen_bytes = 0
+        while missing:
+            self._check_open()
+            seen_bytes, there, self._is_complete = self._source.arrivals(seen_bytes)
+            come = [
+                name
+                for name, (index, tensor) in missing.items()
+                if self._is_complete
+                or any(
+                    at == index and start <= tensor.start and tensor.stop <= stop
+                    for at, start, stop in there
+                )
+                or tensor.start == tensor.stop
+            ]
+            for name in come:
+                del missing[name]
+                self._confirmed.add(name)
+                yield name
+
+    def _deadline(self, timeout_s: float | None = None) -> Deadline:
+        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
+
+    def _check_open(self) -> None:
+        if not self._files and self._tensors:
+            message = f"{self.name} is closed"
+            raise CachedError(message, hint="take what you need before close(): views stay valid")
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors that nobody needs."""
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,127 @@
+"""Where the daemon's socket is, and which models there are: the same rule for daemon and client.
+
+The client reads the environment here and nowhere else. Flags go before the environment, that
+before the file (``CACHED_CONFIG``), that before the defaults (docs/configuration.md).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cached.core.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SIDECAR_DIRECTORY = "/cached"
+
+
+def socket_address(environ: Mapping[str, str] | None = None, uid: int | None = None) -> str:
+    """Return the address of the daemon's socket: a path, or ``@NAME``.
+
+    The first that applies: ``CACHED_SOCKET``; ``socket`` in the file that ``CACHED_CONFIG``
+    names; on Lambda ``@cached-UID``; ``/cached/cached.sock`` where ``/cached`` is a directory;
+    ``$XDG_RUNTIME_DIR/cached.sock``; ``/tmp/cached-UID/cached.sock``.
+
+    Args:
+        environ: the environment; ``None``: of this process.
+        uid: of the user; ``None``: of this process.
+
+    Raises:
+        InvalidConfig: the file that ``CACHED_CONFIG`` names cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    uid = os.getuid() if uid is None else uid
+    given = environ.get("CACHED_SOCKET", "").strip()
+    if given:
+        return given
+    configured = _file(environ).get("socket")
+    if isinstance(configured, str) and configured:
+        return configured
+    return default_address(environ, uid)
+
+
+def default_address(environ: Mapping[str, str], uid: int) -> str:
+    """Return the address where nobody chose one."""
+    if environ.get("AWS_LAMBDA_RUNTIME_API"):
+        return f"@cached-{uid}"
+    if os.path.isdir(SIDECAR_DIRECTORY):
+        return f"{SIDECAR_DIRECTORY}/cached.sock"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime):
+        return f"{runtime}/cached.sock"
+    return f"/tmp/cached-{uid}/cached.sock"  # noqa: S108 - 0700, and its owner is checked
+
+
+def check_owner(address: str) -> None:
+    """Refuse a socket in ``/tmp/cached-UID`` that another user could have put there.
+
+    Raises:
+        InvalidConfig: the directory is not ours, or others may write it.
+    """
+    directory = os.path.dirname(address)
+    if not directory.startswith("/tmp/cached-"):  # noqa: S108 - that is what is checked
+        return
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
+        return  # no daemon has been there: connecting says so
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid in {os.getuid(), 0}
+    if not is_ours or status.st_mode & 0o022:
+        message = f"{directory} belongs to uid {status.st_uid} and has mode {status.st_mode:04o}"
+        hint = "another user may have put a socket there: name the right one with CACHED_SOCKET"
+        raise InvalidConfig(message, hint=hint)
+
+
+def model_uri(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """Return where a model is stored, if the environment or the file says so.
+
+    Args:
+        name: of the model.
+        environ: the environment; ``None``: of this process.
+    """
+    environ = os.environ if environ is None else environ
+    for pair in environ.get("CACHED_MODELS", "").split():
+        key, _, uri = pair.partition("=")
+        if key == name and uri:
+            return uri
+    models = _file(environ).get("models")
+    entry = models.get(name) if isinstance(models, dict) else None
+    uri = entry.get("uri") if isinstance(entry, dict) else None
+    return uri if isinstance(uri, str) else None
+
+
+def store_settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the settings of the store for a worker that reads it without a daemon.
+
+    Returns:
+        ``endpoint_url``, ``region``, ``ca_bundle`` as far as they are set.
+    """
+    environ = os.environ if environ is None else environ
+    file = _file(environ)
+    found = {}
+    for key, names in {
+        "endpoint_url": ("CACHED_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        "region": ("CACHED_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"),
+        "ca_bundle": ("CACHED_CA_BUNDLE", "AWS_CA_BUNDLE"),
+    }.items():
+        value = next((environ[name] for name in names if environ.get(name)), file.get(key))
+        if isinstance(value, str) and value:
+            found[key] = value
+    return found
+
+
+def _file(environ: Mapping[str, str]) -> dict[str, object]:
+    path = environ.get("CACHED_CONFIG")
+    if not path:
+        return {}
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (OSError, ValueError) as error:
+        message = f"cannot read {path}: {error}"
+        raise InvalidConfig(message, hint="CACHED_CONFIG must name a TOML file") from error

@@ -1,0 +1,147 @@
+"""A root has one owner, and a refusal of the system says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cached.adapters.segments import survey
+from cached.adapters.segments.root import Left, claim, make_directory, remove_tree, translated
+from cached.core.errors import InvalidConfig, LoadFailed, OutOfSpace
+from cached.core.objects import VersionRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def mode(path: str) -> int:
+    return os.stat(path).st_mode & 0o7777
+
+
+def test_a_root_is_made_with_its_mode_and_names_its_owner(tmp_path: Path):
+    root = str(tmp_path / "a" / "b")
+    fd = claim(root, 0o750)
+    assert mode(root) == 0o750
+    assert (tmp_path / "a" / "b" / "lock").read_text() == f"{os.getpid()}\n"
+    os.close(fd)
+
+
+def test_a_root_in_use_is_refused_with_the_pid_of_its_owner(tmp_path: Path):
+    code = (
+        "import sys; from cached.adapters.segments.root import claim;"
+        "claim(sys.argv[1], 0o750); print('mine', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        (sys.executable, "-c", code, str(tmp_path)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(InvalidConfig, match=f"in use by another daemon, pid {other.pid}; stop"):
+            claim(str(tmp_path), 0o750)
+        other.kill()
+    os.close(claim(str(tmp_path), 0o750))
+
+
+def test_a_root_is_free_again_once_its_descriptor_is_closed(tmp_path: Path):
+    for _ in range(2):
+        os.close(claim(str(tmp_path), 0o750))
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidConfig, match="is not a directory"):
+        claim(str(tmp_path / "file"), 0o750)
+
+
+def test_a_root_that_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidConfig, match=r"cannot use segment root .*: Not a directory"):
+        claim(str(tmp_path / "file" / "root"), 0o750)
+
+
+def test_a_root_that_another_user_made_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    real = os.lstat(tmp_path)
+    stranger = os.stat_result([*real[:4], 4242, *real[5:]])
+    monkeypatch.setattr(os, "lstat", lambda _: stranger)
+    with pytest.raises(InvalidConfig, match="belongs to uid 4242"):
+        claim(str(tmp_path), 0o750)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(InvalidConfig):
+        claim(str(tmp_path), 0o750)
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_the_mode_of_a_directory_does_not_depend_on_the_umask(tmp_path: Path):
+    before = os.umask(0o077)
+    try:
+        make_directory(str(tmp_path / "a"), 0o755)
+    finally:
+        os.umask(before)
+    assert mode(str(tmp_path / "a")) == 0o755
+
+
+def test_a_survey_lists_versions_with_their_sizes(tmp_path: Path):
+    for path, size in {
+        "models/llm/1/a": 10,
+        "models/llm/1/sub/b": 5,
+        "models/llm/2/a": 1,
+        "filling/a.b-c@9/x": 7,
+    }.items():
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(size))
+    (tmp_path / "models/llm/current").symlink_to("1")
+    (tmp_path / "models/stray").touch()
+    assert survey(str(tmp_path)) == [
+        Left(VersionRef("a.b-c", "9"), str(tmp_path / "filling/a.b-c@9"), False, 7),
+        Left(VersionRef("llm", "1"), str(tmp_path / "models/llm/1"), True, 15),
+        Left(VersionRef("llm", "2"), str(tmp_path / "models/llm/2"), True, 1),
+    ]
+
+
+def test_a_survey_of_an_empty_root_lists_nothing(tmp_path: Path):
+    assert survey(str(tmp_path)) == []
+
+
+def test_a_tree_is_removed_without_following_links(tmp_path: Path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    (tree / "a" / "file").touch()
+    (tree / "a" / "link").symlink_to(tmp_path / "outside")
+    (tree / "dangling").symlink_to("nowhere")
+    remove_tree(str(tree))
+    assert not tree.exists()
+    assert (tmp_path / "outside" / "precious").exists()
+    remove_tree(str(tree))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "hint"),
+    [
+        (errno.ENOSPC, OutOfSpace, "more room"),
+        (errno.EDQUOT, OutOfSpace, "more room"),
+        (errno.ENOMEM, OutOfSpace, "more room"),
+        (errno.EMFILE, LoadFailed, "ulimit -n"),
+        (errno.EACCES, LoadFailed, "check the segment root"),
+    ],
+)
+def test_a_refusal_of_the_system_says_what_to_do(number, kind, hint):
+    error = translated(OSError(number, os.strerror(number)), "cannot make a")
+    assert type(error) is kind
+    assert error.message == f"cannot make a: {os.strerror(number)}"
+    assert hint in error.hint

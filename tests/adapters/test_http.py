@@ -1,0 +1,300 @@
+"""The HTTP side answers probes and scrapes from a flag and one question, and changes nothing.
+
+Every test talks to the real server over loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+from cached.adapters import http
+from cached.adapters.http import HttpServer
+from cached.core.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STATUS: dict[str, object] = {"daemon": "0.1.0", "models": [{"name": "llm", "state": "resident"}]}
+
+
+class Daemon:
+    """What the HTTP side sees of the daemon, and a client of it."""
+
+    def __init__(self, port: int = 0, *, is_started: bool = True) -> None:
+        self.reason = ""
+        self.failures: list[str] = []
+        self.questions = 0
+        self.is_mute = False
+        self.unanswered: list[Callable[[dict[str, object]], None]] = []
+        self.server = HttpServer(
+            "127.0.0.1",
+            port,
+            why_not_ready=lambda: self.reason,
+            snapshot=self.snapshot,
+            render=self.render,
+            failed=self.failures.append,
+        )
+        if is_started:
+            self.server.start()
+
+    def snapshot(self, answered: Callable[[dict[str, object]], None]) -> None:
+        self.questions += 1
+        if self.is_mute:
+            self.unanswered.append(answered)
+            return
+        # the daemon answers from another thread
+        threading.Thread(target=answered, args=(STATUS,)).start()
+
+    def render(self, status: dict[str, object], accept: str) -> tuple[bytes, str]:
+        assert status == STATUS
+        if accept == "boom":
+            raise RuntimeError("boom")
+        return f"# {accept}\n# EOF\n".encode(), "text/plain; version=1"
+
+    def ask(self, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        try:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> tuple[int, object]:
+        status, found, body = self.ask("GET", path, **headers)
+        assert found["Content-Type"] == "application/json; charset=utf-8"
+        return status, json.loads(body)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Daemon]:
+    daemon = Daemon()
+    yield daemon
+    daemon.server.stop()
+
+
+@pytest.fixture
+def daemon(shared: Daemon) -> Iterator[Daemon]:
+    """Return the one server of this module, as new: its start takes 0.2 s."""
+    shared.reason, shared.questions, shared.is_mute = "", 0, False
+    yield shared
+    shared.unanswered.clear()
+    assert shared.failures == []
+
+
+def test_health_is_told_without_asking_the_daemon(daemon: Daemon):
+    daemon.is_mute = True
+    assert daemon.get("/healthz") == (200, {"healthy": True})
+    assert daemon.questions == 0
+
+
+def test_readiness_is_a_flag_with_a_reason(daemon: Daemon):
+    daemon.is_mute = True
+    assert daemon.get("/readyz") == (200, {"ready": True})
+    daemon.reason = "llm is loading"
+    assert daemon.get("/readyz") == (503, {"ready": False, "reason": "llm is loading"})
+    assert daemon.questions == 0
+
+
+def test_the_models_are_the_status_of_the_daemon(daemon: Daemon):
+    assert daemon.get("/models") == (200, STATUS)
+
+
+def test_the_index_lists_what_there_is(daemon: Daemon):
+    status, headers, body = daemon.ask("GET", "/")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    for path in ("/healthz", "/readyz", "/models", "/metrics"):
+        assert path.encode() in body
+
+
+def test_metrics_are_rendered_for_who_accepts_them(daemon: Daemon):
+    status, headers, body = daemon.ask("GET", "/metrics", Accept="application/openmetrics-text")
+    assert (status, body) == (200, b"# application/openmetrics-text\n# EOF\n")
+    assert headers["Content-Type"] == "text/plain; version=1"
+
+
+@pytest.mark.parametrize("path", ["/models", "/metrics"])
+def test_a_daemon_that_does_not_answer_in_time_is_unavailable(
+    daemon: Daemon, path: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http, "SNAPSHOT_TIMEOUT_S", 0.01)
+    daemon.is_mute = True
+    status, body = daemon.get(path)
+    assert status == 503
+    assert isinstance(body, dict)
+    assert body["error"]["code"] == "timed_out"
+    assert body["error"]["message"] == "the daemon did not tell its status within 0.01 s"
+    (answered,) = daemon.unanswered
+    answered(STATUS)  # too late: nobody minds
+    daemon.is_mute = False
+    monkeypatch.undo()
+    assert daemon.get("/models") == (200, STATUS)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/models", "/metrics"])
+def test_head_tells_what_get_would_without_its_body(daemon: Daemon, path: str):
+    status, headers, body = daemon.ask("HEAD", path)
+    _, expected, whole = daemon.ask("GET", path)
+    assert (status, body) == (200, b"")
+    assert headers["Content-Length"] == expected["Content-Length"] == str(len(whole))
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_no_other_method_is_allowed(daemon: Daemon, method: str):
+    status, headers, _ = daemon.ask(method, "/models")
+    assert status == 405
+    assert headers["Allow"] == "GET,HEAD"
+
+
+def test_an_unknown_path_is_not_found(daemon: Daemon):
+    assert daemon.ask("GET", "/../etc/passwd")[0] == 404
+
+
+def test_nothing_is_stored_and_no_version_of_a_library_is_told(daemon: Daemon):
+    for path in ("/healthz", "/nothing"):
+        _, headers, _ = daemon.ask("GET", path)
+        assert headers["Server"] == "cached"
+        assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x00\x01\x02garbage\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /" + b"y" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=["garbage", "a huge header", "a huge path"],
+)
+def test_bad_requests_are_refused_and_the_server_goes_on(daemon: Daemon, raw: bytes):
+    with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=10) as client:
+        client.sendall(raw)
+        assert client.recv(100).startswith(b"HTTP/1.0 400 Bad Request")
+    assert daemon.get("/healthz")[0] == 200
+
+
+def test_a_keep_alive_connection_answers_probe_after_probe(daemon: Daemon):
+    connection = HTTPConnection("127.0.0.1", daemon.server.port, timeout=10)
+    for _ in range(100):
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b'{\n "ready": true\n}\n')
+    connection.close()
+
+
+def test_an_error_inside_is_told_to_the_daemons_log_and_not_to_stderr(
+    shared: Daemon, capfd: pytest.CaptureFixture[str]
+):
+    assert shared.ask("GET", "/metrics", Accept="boom")[0] == 500
+    (line,) = shared.failures
+    assert "RuntimeError: boom" in line
+    assert capfd.readouterr().err == ""
+    shared.failures.clear()
+
+
+def test_a_port_that_is_taken_is_refused_by_the_constructor(daemon: Daemon):
+    port = daemon.server.port
+    with pytest.raises(InvalidConfig, match="the port is taken") as caught:
+        Daemon(port)
+    assert caught.value.message == f"cannot listen on 127.0.0.1:{port} for HTTP: the port is taken"
+    assert "--http-port" in caught.value.hint
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "x" * 300])
+def test_a_host_that_is_not_ours_is_refused(host: str):
+    with pytest.raises(InvalidConfig, match="cannot listen on "):
+        HttpServer(
+            host,
+            0,
+            why_not_ready=str,
+            snapshot=print,
+            render=lambda status, accept: (b"", ""),
+            failed=print,
+        )
+
+
+def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http, "NEEDS", ("json", "a_library_that_is_not_there"))
+    with pytest.raises(InvalidConfig, match="needs a_library_that_is_not_there") as caught:
+        Daemon(is_started=False)
+    assert "pip install 'cached-models[daemon]'" in caught.value.hint
+
+
+def test_who_asks_before_the_start_is_answered_after_it():
+    daemon = Daemon(is_started=False)
+    with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=10) as early:
+        early.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        daemon.server.start()
+        assert early.recv(100).startswith(b"HTTP/1.0 200 OK")
+    daemon.server.stop()
+
+
+def test_stop_joins_the_thread_frees_the_port_and_may_be_called_again():
+    daemon = Daemon()
+    assert daemon.get("/healthz")[0] == 200
+    assert "cached-http" in {thread.name for thread in threading.enumerate()}
+    before = {thread for thread in threading.enumerate() if thread.name == "cached-http"}
+    daemon.server.stop()
+    daemon.server.stop()
+    alive = {thread for thread in threading.enumerate() if thread.name == "cached-http"}
+    assert len(alive) == len(before) - 1
+    with pytest.raises(ConnectionRefusedError):
+        daemon.get("/healthz")
+    again = Daemon(daemon.server.port, is_started=False)
+    again.server.stop()
+
+
+def test_stop_before_the_thread_is_up_is_heard(monkeypatch: pytest.MonkeyPatch):
+    daemon = Daemon(is_started=False)
+    new_event_loop = uvloop.new_event_loop
+
+    def late() -> uvloop.Loop:
+        while not daemon.server._is_stopped:
+            time.sleep(0)
+        return new_event_loop()
+
+    monkeypatch.setattr(uvloop, "new_event_loop", late)
+    daemon.server.start()
+    daemon.server.stop()
+    assert daemon.failures == []
+
+
+def test_a_server_that_was_never_started_can_be_stopped():
+    Daemon(is_started=False).server.stop()
+
+
+def test_stop_does_not_wait_for_an_answer_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http, "SHUTDOWN_TIMEOUT_S", 0.01)
+    daemon = Daemon()
+    daemon.is_mute = True
+    idle = socket.create_connection(("127.0.0.1", daemon.server.port), timeout=10)
+    idle.sendall(b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n")
+    while not daemon.unanswered:
+        daemon.get("/healthz")
+    daemon.server.stop()
+    daemon.unanswered[0](STATUS)  # after the loop is closed
+    assert idle.recv(100) == b""
+    idle.close()
+    assert daemon.failures == []
+
+
+def test_the_port_is_bound_before_anything_slow_is_imported():
+    code = """
+import sys
+from cached.adapters.http import HttpServer
+HttpServer("127.0.0.1", 0, why_not_ready=str, snapshot=print, render=print, failed=print).stop()
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"asyncio", "logging", "aiohttp", "uvloop"} & set(done.stdout.split()) == set()
