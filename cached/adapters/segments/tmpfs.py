@@ -3,7 +3,7 @@
 Layout below the root::
 
     lock                            held by flock as long as the daemon lives; its pid
-    filling/NAME@VERSION/PATH       mode 0600, full length from the start
+    filling/NAME@VERSION~LOAD/PATH  mode 0600, full length from the start
     models/NAME/VERSION/PATH        mode 0444, complete
     models/NAME/current             a symbolic link to the VERSION
 
@@ -293,7 +293,8 @@ class TmpfsSegments:
     def _unlink(self, of: VersionRef, directory: str) -> None:
         home = f"{self.root}/models/{of.name}"
         current = f"{home}/{_CURRENT}"
-        if os.path.islink(current) and os.readlink(current) == of.version:
+        is_published = directory == f"{home}/{of.version}"
+        if is_published and os.path.islink(current) and os.readlink(current) == of.version:
             os.unlink(current)
         remove_tree(directory)
         if os.path.isdir(home) and not os.listdir(home):
@@ -315,7 +316,7 @@ class TmpfsSegments:
 
 def _check_names(of: VersionRef, manifest: Manifest) -> None:
     """Refuse names that would lie anywhere but in one directory of this version."""
-    for name in of:
+    for name in (of.name, of.version):
         if "/" in layout_path(name, ""):
             message = f"{name!r} cannot be the name of a directory"
             raise ObjectRefused(message)

@@ -98,7 +98,7 @@ def test_a_survey_lists_versions_with_their_sizes(tmp_path: Path):
         "models/llm/1/a": 10,
         "models/llm/1/sub/b": 5,
         "models/llm/2/a": 1,
-        "filling/a.b-c@9/x": 7,
+        "filling/a.b-c@9~4/x": 7,
     }.items():
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def test_a_survey_lists_versions_with_their_sizes(tmp_path: Path):
     (tmp_path / "models/llm/current").symlink_to("1")
     (tmp_path / "models/stray").touch()
     assert survey(str(tmp_path)) == [
-        Left(VersionRef("a.b-c", "9"), str(tmp_path / "filling/a.b-c@9"), False, 7),
+        Left(VersionRef("a.b-c", "9"), str(tmp_path / "filling/a.b-c@9~4"), False, 7),
         Left(VersionRef("llm", "1"), str(tmp_path / "models/llm/1"), True, 15),
         Left(VersionRef("llm", "2"), str(tmp_path / "models/llm/2"), True, 1),
     ]

@@ -103,7 +103,7 @@ def test_files_have_their_length_and_can_be_mapped_before_their_pages_are_reserv
     assert seen[0] == "ready"
     assert seen.count("ready") == 1
     for path, body in DATA.items():
-        found = os.stat(f"{root}/filling/{OF}/{path}")
+        found = os.stat(f"{root}/filling/{OF}~0/{path}")
         assert found.st_size == len(body)
         assert found.st_blocks * 512 >= len(body)
         assert found.st_mode & 0o777 == 0o600
@@ -153,6 +153,21 @@ def test_a_newer_version_becomes_current_beside_the_older(root, segments):
     assert paths(root) == {"filling", "models"}
 
 
+def test_another_load_of_a_version_is_another_than_the_one_that_failed(root, segments):
+    again = OF._replace(load=1)
+    fill(segments)
+    held = segments.reader(FileRef(OF, 0))
+    fill(segments, again, {"config.json": b"[]"})
+    directory = Path(segments.publish(again))
+    assert not segments.free(OF)
+    assert Path(root, "models/llm/current/config.json").read_bytes() == b"[]"
+    assert os.pread(held, 10, 0) == b"{}"
+    assert read(segments, 0, again) == b"[]"
+    os.close(held)
+    assert segments.free(OF)
+    assert (directory / "config.json").exists()
+
+
 def test_a_link_that_a_killed_daemon_left_half_made_is_no_obstacle(root, segments):
     fill(segments)
     os.mkdir(f"{root}/models/llm")
@@ -164,7 +179,7 @@ def test_a_link_that_a_killed_daemon_left_half_made_is_no_obstacle(root, segment
 
 def test_a_file_whose_length_was_changed_is_not_published(root, segments):
     fill(segments)
-    os.truncate(f"{root}/filling/{OF}/config.json", 1)
+    os.truncate(f"{root}/filling/{OF}~0/config.json", 1)
     with pytest.raises(LoadFailed, match=r"config\.json must have 2 bytes, has 1"):
         segments.publish(OF)
     assert not os.path.exists(f"{root}/models/llm")
@@ -196,7 +211,7 @@ def test_the_name_of_the_link_is_no_version(segments, version):
 
 
 def test_what_is_in_the_way_of_making_files_is_an_error_and_can_be_freed(root, segments):
-    os.mkdir(f"{root}/filling/{OF}")
+    os.mkdir(f"{root}/filling/{OF}~0")
     with pytest.raises(LoadFailed, match=f"cannot make the files of {OF}.*File exists"):
         segments.create(OF, manifest_of(DATA), lambda: None)
     assert segments.free(OF)
@@ -510,7 +525,7 @@ def test_closing_leaves_the_files_and_no_descriptor(root):
     sink = segments.sink(part_of(OF, manifest, 0))
     segments.close()
     assert descriptors() == before
-    assert Path(root, "filling", str(OF), "config.json").read_bytes() == b"{}"
+    assert Path(f"{root}/filling/{OF}~0/config.json").read_bytes() == b"{}"
     with pytest.raises(LoadFailed):
         sink.accept(0, memoryview(b"xx"))
 

