@@ -107,7 +107,9 @@ def _place(uri: str) -> str:
     path = unquote(uri.removeprefix(SCHEME).removeprefix("localhost"))
     if not path.startswith("/"):
         message = f"{uri} is not absolute"
-        raise ObjectMissing(message, hint="write file:///directory/ or file:///path/model.safetensors")
+        raise ObjectMissing(
+            message, hint="write file:///directory/ or file:///path/model.safetensors"
+        )
     return path
 
 
@@ -132,9 +134,7 @@ def _stored(path: str, layout: str) -> StoredObject:
     if not stat.S_ISREG(status.st_mode):
         message = f"{path} is not a regular file"
         raise ObjectRefused(message, hint="only files and directories of files can be served")
-    return StoredObject(
-        key=path, path=layout, size_bytes=status.st_size, etag=_etag(status)
-    )
+    return StoredObject(key=path, path=layout, size_bytes=status.st_size, etag=_etag(status))
 
 
 def _etag(status: os.stat_result) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cached.core.errors import CachedError
+from cached.core.errors import MissingPackage
 
 if TYPE_CHECKING:
     import mmap
+    from types import ModuleType
 
     import numpy as np
     import torch
@@ -58,7 +59,7 @@ class Arrays:
     """Makes numpy views of tensors.
 
     Raises:
-        CachedError: numpy is not installed.
+        MissingPackage: numpy is not installed.
     """
 
     __slots__ = ("_dtypes", "_np")
@@ -69,7 +70,7 @@ class Arrays:
         except ImportError as error:
             message = "numpy is not installed in this environment"
             hint = "install it, or read the bytes with model.buffer(name)"
-            raise CachedError(message, hint=hint) from error
+            raise MissingPackage(message, hint=hint) from error
         self._np = np
         self._dtypes: dict[str, np.dtype[Any]] = {}
 
@@ -105,12 +106,30 @@ class Arrays:
         return dtype
 
 
+def import_torch() -> ModuleType:
+    """Return torch.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        message = "torch is not installed in this environment"
+        hint = "install it, or read numpy views with model[name]"
+        raise MissingPackage(message, hint=hint) from error
+    return torch
+
+
 def torch_tensor(mapping: mmap.mmap | None, tensor: Tensor) -> torch.Tensor:
     """Return a tensor over a private mapping; a write to it stays in this process.
 
     A type that this torch does not know comes as raw bytes, of shape ``(bytes,)``.
+
+    Raises:
+        MissingPackage: torch is not installed.
     """
-    import torch
+    torch = import_torch()
 
     dtype = getattr(torch, _TORCH.get(tensor.dtype, ""), None)
     shape = tensor.shape

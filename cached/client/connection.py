@@ -14,8 +14,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from cached.client.deadline import Deadline
+from cached.client.mappings import close_all
 from cached.core import wire
-from cached.core.errors import CachedError, DaemonUnavailable, FrameError, TimedOut
+from cached.core.errors import BadRequest, CachedError, DaemonUnavailable, FrameError, TimedOut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ RECEIVE_BYTES = 256 << 10
 HELLO_ID = 0
 _ANCILLARY_BYTES = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * array.array("i").itemsize)
 _RETRY_S = 0.02  # a worker that starts together with the daemon
+_NOT_YET = (FileNotFoundError, ConnectionRefusedError)  # a daemon that starts may mend it
 _ERRNO_TEXT = {
     FileNotFoundError: "nothing is there",
     ConnectionRefusedError: "nobody listens on it",
@@ -47,7 +49,7 @@ class Reply:
 
 
 def connect(address: str, deadline: Deadline, *, is_patient: bool = False) -> Connection:
-    """Return a connection to the daemon.
+    """Return a connection to the daemon; the caller closes it.
 
     Args:
         address: a path, or ``@NAME`` for an abstract socket.
@@ -57,32 +59,41 @@ def connect(address: str, deadline: Deadline, *, is_patient: bool = False) -> Co
     Raises:
         DaemonUnavailable: nobody listens there.
     """
-    name = "\0" + address[1:] if address.startswith("@") else address
     while True:
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            connecting.connect(name)
+            connected.connect("\0" + address[1:] if address.startswith("@") else address)
+            return Connection(connected, address)
         except OSError as error:
-            connecting.close()
-            if is_patient and not deadline.has_passed and not isinstance(error, PermissionError):
-                deadline.sleep(_RETRY_S)
-                continue
-            why = _ERRNO_TEXT.get(type(error), error.strerror or str(error))
-            message = f"cannot connect to the daemon at {address}: {why}"
-            hint = "start it (cached serve), or name its socket with CACHED_SOCKET"
-            raise DaemonUnavailable(message, hint=hint) from error
-        return Connection(connecting, address)
+            connected.close()
+            # EAGAIN: somebody listens, and too many wait to be accepted
+            can_retry = isinstance(error, BlockingIOError) or (
+                is_patient and isinstance(error, _NOT_YET)
+            )
+            if not can_retry or deadline.has_passed:
+                raise _unreachable(address, error) from error
+        except BaseException:
+            connected.close()
+            raise
+        deadline.sleep(_RETRY_S)
+
+
+def _unreachable(address: str, error: OSError) -> DaemonUnavailable:
+    why = _ERRNO_TEXT.get(type(error), error.strerror or str(error))
+    message = f"cannot connect to the daemon at {address}: {why}"
+    hint = "start it (cached serve), or name its socket with CACHED_SOCKET"
+    return DaemonUnavailable(message, hint=hint)
 
 
 class Connection:
     """Requests and replies; any thread of the process that made it.
 
-    ``close`` ends it; so does its garbage collection. A child of fork must not use it: it
-    connects anew, and only keeps the inherited socket open (``pid`` tells them apart).
+    ``close`` ends it. A child of fork must not use it: it connects anew, and only keeps the
+    inherited socket open (``pid`` tells them apart).
 
     Attributes:
         pid: of the process that may use it.
-        socket: for whoever keeps the lease.
+        socket: non-blocking; for whoever keeps the lease.
     """
 
     __slots__ = (
@@ -94,6 +105,7 @@ class Connection:
         "_is_reading",
         "_last_id",
         "_replies",
+        "_sending",
         "_waiting",
         "pid",
         "socket",
@@ -103,37 +115,46 @@ class Connection:
         self.pid = os.getpid()
         self.socket = connected
         self._address = address
-        self._condition = threading.Condition()
-        self._frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)
+        self._condition = threading.Condition(threading.Lock())  # guards all but the next two
+        self._sending = threading.Lock()
+        self._frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)  # of the thread that reads
         self._descriptors: list[int] = []
         self._replies: dict[int, Reply] = {}
-        self._waiting: set[int] = set()
+        self._waiting = {HELLO_ID}
         self._is_reading = False
         self._last_id = HELLO_ID
         self._error: CachedError | None = None
-        self._send(self._frame("hello", HELLO_ID, _greeting()))
-        self._waiting.add(HELLO_ID)
+        self._send(_frame("hello", HELLO_ID, _greeting()), Deadline(0))
 
-    def call(self, op: str, fields: Mapping[str, object], deadline: Deadline) -> Reply:
+    def call(
+        self, op: str, fields: Mapping[str, object], deadline: Deadline, what: str = ""
+    ) -> Reply:
         """Send a request and wait for its reply.
+
+        Args:
+            op: the operation (docs/wire.md).
+            fields: its members.
+            deadline: when to give up; the daemon is told.
+            what: is waited for, in words, for the error.
 
         Raises:
             CachedError: the daemon's answer, as its type; DaemonUnavailable when it is gone;
-                TimedOut at the deadline, and the daemon is told to give up.
+                TimedOut at the deadline; BadRequest for one that is too long to send.
         """
         with self._condition:
             self._last_id += 1
             request_id = self._last_id
+        frame = _frame(op, request_id, fields)
+        with self._condition:
             self._waiting.add(request_id)
-            self._send(self._frame(op, request_id, fields))
         try:
-            reply = self._await(request_id, deadline)
-        except TimedOut:
+            self._send(frame, deadline)
+            reply = self._await(request_id, deadline, what or f"the answer to {op}")
+        except BaseException:  # a time-out, or a KeyboardInterrupt
             self._give_up(request_id)
             raise
         if "error" in reply.body:
-            for descriptor in reply.descriptors:
-                os.close(descriptor)
+            close_all(reply.descriptors)
             raise wire.error_from(reply.body)
         return reply
 
@@ -143,35 +164,53 @@ class Connection:
         Raises:
             ProtocolMismatch: the daemon is of another generation.
         """
-        body = self._await(HELLO_ID, deadline).body
-        if "error" in body:
-            raise wire.error_from(body)
-        return body
+        return self._await(HELLO_ID, deadline, "its greeting").body
 
     def close(self) -> None:
         """Close the socket and what came unasked. Never shuts it down: a fork may share it."""
         self.socket.close()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        close_all(self._descriptors)
         self._descriptors.clear()
+        while self._replies:
+            close_all(self._replies.popitem()[1].descriptors)
 
-    @staticmethod
-    def _frame(op: str, request_id: int, fields: Mapping[str, object]) -> bytes:
-        return wire.encode({"id": request_id, "op": op, **fields})
+    # --- sending
 
-    def _send(self, frame: bytes) -> None:
-        try:
-            self.socket.sendall(frame, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            raise self._lost(error) from error
+    def _send(self, frame: bytes, deadline: Deadline) -> None:
+        """Send all of a frame; that the daemon is gone is found out by who reads what it said."""
+        left = memoryview(frame)
+        with self._sending:
+            while left:
+                try:
+                    left = left[self.socket.send(left, socket.MSG_NOSIGNAL) :]
+                except BlockingIOError:
+                    if deadline.has_passed:
+                        self._abandon(left, frame)
+                        return
+                    _poll(self.socket, select.POLLOUT, deadline)
+                except OSError:
+                    return
 
-    def _lost(self, error: Exception | None = None) -> DaemonUnavailable:
-        why = f" ({error})" if error else ""
-        message = f"the daemon at {self._address} closed the connection{why}"
-        hint = "what is mapped stays valid; open the model again when the daemon is back"
-        return DaemonUnavailable(message, hint=hint)
+    def _abandon(self, left: memoryview, frame: bytes) -> None:
+        """Give up on sending; after half a frame nothing can follow it."""
+        if len(left) < len(frame):
+            self._fail(self._lost(" in the middle of a request"))
 
-    def _await(self, request_id: int, deadline: Deadline) -> Reply:
+    def _give_up(self, request_id: int) -> None:
+        with self._condition:
+            self._waiting.discard(request_id)
+            reply = self._replies.pop(request_id, None)
+            is_over = self._error is not None
+            self._last_id += 1
+            frame = _frame("cancel", self._last_id, {"request": request_id})
+        if reply is not None:
+            close_all(reply.descriptors)
+        elif not is_over:
+            self._send(frame, Deadline(0))
+
+    # --- receiving
+
+    def _await(self, request_id: int, deadline: Deadline, what: str) -> Reply:
         while True:
             with self._condition:
                 while self._is_reading and request_id not in self._replies and not self._error:
@@ -181,36 +220,34 @@ class Connection:
                     self._waiting.discard(request_id)
                     return self._replies.pop(request_id)
                 if self._error is not None:
-                    raise self._error
+                    raise type(self._error)(self._error.message, hint=self._error.hint)
                 if deadline.has_passed:
-                    self._waiting.discard(request_id)
-                    message = f"no reply from the daemon at {self._address} in time"
-                    raise TimedOut(message, hint="give more time, or look at: cached status")
+                    message = f"waited {deadline.timeout_s:g} s for {what} in vain"
+                    hint = "give more time (timeout_s), or see how far it is: cached status"
+                    raise TimedOut(message, hint=hint)
                 self._is_reading = True
             self._read(deadline)
 
     def _read(self, deadline: Deadline) -> None:
         """Read what comes until the deadline, hand it out, and let others read."""
-        error: CachedError | None = None
         try:
             self._receive(deadline)
-        except (OSError, EOFError) as lost:
-            error = self._lost(lost if isinstance(lost, OSError) else None)
-        except CachedError as told:
-            error = told
+        except CachedError as error:
+            self._fail(error)
+        except EOFError:
+            self._fail(self._lost())
+        except (OSError, ValueError) as error:
+            self._fail(self._lost(f" ({error})"))
         finally:
             with self._condition:
                 self._is_reading = False
-                self._error = error or self._error
                 self._condition.notify_all()
 
     def _receive(self, deadline: Deadline) -> None:
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        if not poll.poll(deadline.left_ms):
+        if not _poll(self.socket, select.POLLIN, deadline):
             return
         data, ancillary, flags, _ = self.socket.recvmsg(
-            RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -218,8 +255,8 @@ class Connection:
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 self._descriptors.extend(received)
         if flags & socket.MSG_CTRUNC:
-            message = "descriptors were lost: the process may not open any more"
-            raise FrameError(message, hint="raise the limit: ulimit -n")
+            message = "descriptors were lost: this process may not open any more"
+            raise FrameError(message, hint="raise its limit (ulimit -n) and open the model again")
         if not data:
             raise EOFError
         self._frames.feed(data)
@@ -229,28 +266,45 @@ class Connection:
     def _hand_out(self, body: dict[str, object]) -> None:
         count = body.get("fds", 0)
         if type(count) is not int or not 0 <= count <= len(self._descriptors):
-            message = f"{count!r} descriptors were announced, {len(self._descriptors)} came"
+            message = f"{count!r:.64} descriptors were announced, {len(self._descriptors)} came"
             raise FrameError(message)
+        request_id = body.get("id")
+        if request_id == HELLO_ID and "error" not in body:
+            wire.check_protocol(body.get("protocol"), peer="daemon")
+        elif request_id in {None, HELLO_ID} and "error" in body:  # about the whole connection
+            raise wire.error_from(body)
         descriptors = self._descriptors[:count]
         del self._descriptors[:count]
-        request_id = body.get("id")
-        if request_id is None and "error" in body:  # about the connection: it is being closed
-            raise wire.error_from(body)
         with self._condition:
             if type(request_id) is int and request_id in self._waiting:
                 self._replies[request_id] = Reply(body, descriptors)
                 return
-        for descriptor in descriptors:  # a late reply: nobody waits for it any more
-            os.close(descriptor)
+        close_all(descriptors)  # a late reply: nobody waits for it any more
 
-    def _give_up(self, request_id: int) -> None:
+    def _fail(self, error: CachedError) -> None:
         with self._condition:
-            self._last_id += 1
-            frame = self._frame("cancel", self._last_id, {"request": request_id})
-            try:
-                self.socket.send(frame, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-            except OSError:
-                return  # the daemon is gone or does not read: nothing to give up
+            self._error = self._error or error
+            self._condition.notify_all()
+
+    def _lost(self, why: str = "") -> DaemonUnavailable:
+        message = f"the daemon at {self._address} closed the connection{why}"
+        hint = "what is mapped stays valid; open the model again when the daemon is back"
+        return DaemonUnavailable(message, hint=hint)
+
+
+def _poll(polled: socket.socket, mask: int, deadline: Deadline) -> bool:
+    """Wait until something can be done with a socket; False: not by now."""
+    poll = select.poll()
+    poll.register(polled, mask)
+    return bool(poll.poll(deadline.left_ms))
+
+
+def _frame(op: str, request_id: int, fields: Mapping[str, object]) -> bytes:
+    frame = wire.encode({"id": request_id, "op": op, **fields})
+    if len(frame) - wire.LENGTH_BYTES > wire.MAX_REQUEST_BYTES:
+        message = f"{op} takes {len(frame)} bytes: at most {wire.MAX_REQUEST_BYTES} can be sent"
+        raise BadRequest(message, hint="name fewer tensors at a time")
+    return frame
 
 
 def _greeting() -> dict[str, object]:

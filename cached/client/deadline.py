@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import time
 
+LONGEST_S = 86_400.0  # of one wait in the kernel; whoever waits looks again
+
 
 class Deadline:
     """A moment in the future.
 
     Args:
         timeout_s: from now; ``None``: never.
+
+    Attributes:
+        timeout_s: as it was given, for messages.
     """
 
-    __slots__ = ("_at_s",)
+    __slots__ = ("_at_s", "timeout_s")
 
     def __init__(self, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s
         self._at_s = None if timeout_s is None else time.monotonic() + timeout_s
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that are left, 0 when it has passed; ``None``: for ever."""
-        return None if self._at_s is None else max(0.0, self._at_s - time.monotonic())
+        """Seconds that are left, at most a day; 0 when it has passed; ``None``: for ever."""
+        if self._at_s is None:
+            return None
+        return min(max(0.0, self._at_s - time.monotonic()), LONGEST_S)
 
     @property
     def left_ms(self) -> int | None:

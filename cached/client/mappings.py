@@ -9,50 +9,66 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
+import sys
 import weakref
 from typing import TYPE_CHECKING
 
+from cached.core.errors import LoadFailed, ModelClosed
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Lease:
-    """Counts who still needs the leased version; closes what keeps it when nobody does.
+    """Knows who still needs the leased version; closes what keeps it when nobody does.
 
-    Whoever makes it holds it, until ``release``.
+    It has no lock: holdings end in finalizers, which may run between any two steps of any
+    thread, this one's included; and a child of fork must find it usable.
+
+    Whoever makes it holds it, until ``release(None)``.
 
     Args:
         close: ends the lease.
     """
 
-    __slots__ = ("_closers", "_count", "_lock")
+    __slots__ = ("_closers", "_holdings")
 
     def __init__(self, close: Callable[[], None]) -> None:
         self._closers = [close]
-        self._count = 1
-        self._lock = threading.Lock()
+        self._holdings: set[object] = {None}
+
+    def hold(self) -> object:
+        """Hold the lease; return what to give to ``release``.
+
+        Raises:
+            ModelClosed: it has ended.
+        """
+        holding = object()
+        self._holdings.add(holding)
+        if not self._closers:
+            message = "the model is closed, and all views of it are gone"
+            raise ModelClosed(message, hint="open it again with cached.open")
+        return holding
 
     def hold_for(self, owner: object) -> Callable[[], object]:
         """Hold the lease until ``owner`` is collected, or what is returned is called."""
-        with self._lock:
-            self._count += 1
-        holding = weakref.finalize(owner, self.release)
-        holding.atexit = False  # the kernel closes the socket of a process that ends
-        return holding
+        ending = weakref.finalize(owner, self.release, self.hold())
+        ending.atexit = False  # the kernel closes the socket of a process that ends
+        return ending
 
     def add(self, close: Callable[[], None]) -> None:
-        """Close something more when the lease ends."""
+        """Close something more when the lease ends; the caller holds it."""
         self._closers.append(close)
 
-    def release(self) -> None:
-        """Give one holding back."""
-        with self._lock:
-            self._count -= 1
-            is_last = self._count == 0
-        if is_last:
-            for close in self._closers:
-                close()
+    def release(self, holding: object) -> None:
+        """Give a holding back; again: does nothing."""
+        self._holdings.discard(holding)
+        while self._closers and not self._holdings:
+            try:
+                close = self._closers.pop()
+            except IndexError:
+                return  # another thread closed it
+            close()
 
 
 class File:
@@ -77,22 +93,39 @@ class File:
         """Map it shared and read-only, and close the descriptor."""
         try:
             if self.size_bytes:
-                self.mapping = mmap.mmap(
-                    descriptor, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ
-                )
-                lease.hold_for(self.mapping)
+                mapping = _mapped(descriptor, self, mmap.MAP_SHARED, mmap.PROT_READ)
+                lease.hold_for(mapping)
+                self.mapping = mapping
         finally:
             os.close(descriptor)
 
     def view(self, start: int, stop: int) -> memoryview:
-        """Return bytes ``[start, stop)``, read-only; the caller knows that they are there."""
-        return memoryview(self.mapping or b"")[start:stop]
+        """Return bytes ``[start, stop)``, read-only; the caller knows that they are there.
+
+        Raises:
+            ModelClosed: the file was dropped.
+        """
+        if start == stop:
+            return memoryview(b"")
+        return memoryview(self._kept())[start:stop]
 
     def base(self, frombuffer: Callable[[mmap.mmap], object]) -> object:
-        """Return the one array over the whole file, made by the first call."""
-        if self._base is None and self.mapping is not None:
-            self._base = frombuffer(self.mapping)
-        return self._base
+        """Return the one array over the whole file, made by the first call.
+
+        Raises:
+            ModelClosed: the file was dropped.
+        """
+        base = self._base
+        if base is None:
+            base = self._base = frombuffer(self._kept())
+        return base
+
+    def _kept(self) -> mmap.mmap:
+        mapping = self.mapping
+        if mapping is None:
+            message = f"the model is closed: {self.path} is not mapped any more"
+            raise ModelClosed(message, hint="take what you need before close(): views stay valid")
+        return mapping
 
     def drop(self) -> None:
         """Let go of the mapping; views of it live on."""
@@ -100,17 +133,32 @@ class File:
         self._base = None
 
 
-def private_mapping(descriptor: int, size_bytes: int, lease: Lease) -> mmap.mmap:
+def private_mapping(descriptor: int, file: File, lease: Lease) -> mmap.mmap:
     """Return a copy-on-write mapping of a complete file, and close the descriptor.
 
     Only of a complete file: a write to a page that is not filled yet would keep its
     neighbours' zeros in this process for ever.
     """
     try:
-        mapping = mmap.mmap(
-            descriptor, size_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
-        )
+        mapping = _mapped(descriptor, file, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(descriptor)
     lease.hold_for(mapping)
     return mapping
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors that nobody needs."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _mapped(descriptor: int, file: File, flags: int, protection: int) -> mmap.mmap:
+    try:
+        if sys.version_info >= (3, 13):  # older ones keep a descriptor open for each mapping
+            return mmap.mmap(descriptor, file.size_bytes, flags, protection, trackfd=False)
+        return mmap.mmap(descriptor, file.size_bytes, flags, protection)
+    except (OSError, ValueError) as error:
+        message = f"cannot map {file.path} ({file.size_bytes} bytes): {error}"
+        hint = "raise the limits of this process: ulimit -v, ulimit -n"
+        raise LoadFailed(message, hint=hint) from error

@@ -19,6 +19,8 @@
     ├── LoadFailed                  the store's answer made the load impossible
     ├── Stale                       the object was replaced; open again for the new version
     ├── TimedOut                    transient: the caller's own time-out
+    ├── ModelClosed                 (also a ValueError) used after ``close()``
+    ├── MissingPackage              (also an ImportError) an optional package is not installed
     └── StoreError                  what an object store did; ``retry_after_s``
         ├── ObjectMissing           bucket, key or prefix is not there
         ├── AccessDenied            403; names action, resource
@@ -156,6 +158,18 @@ class TimedOut(CachedError, TimeoutError):
 
     code = "timed_out"
     transient = True
+
+
+class ModelClosed(CachedError, ValueError):
+    """A model was used after its ``close()``; what was taken before stays valid."""
+
+    code = "model_closed"
+
+
+class MissingPackage(CachedError, ImportError):
+    """An optional package is not installed in this environment."""
+
+    code = "missing_package"
 
 
 class StoreError(CachedError):

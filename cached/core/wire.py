@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from cached.core import errors
 from cached.core.errors import BadRequest, CachedError, FrameError, LoadFailed, ProtocolMismatch
@@ -21,14 +21,29 @@ LENGTH_BYTES: Final = 4
 MAX_NUMBER: Final = 2**53 - 1
 
 
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+
+
 def encode(body: Mapping[str, object]) -> bytes:
     """Return a frame: its length and compact JSON."""
-    text = json.dumps(body, separators=(",", ":")).encode()
+    text = _ENCODER.encode(body).encode()
     return len(text).to_bytes(LENGTH_BYTES, "big") + text
 
 
+def _refuse_constant(text: str) -> NoReturn:
+    message = f"{text} is not JSON"
+    raise ValueError(message)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)  # no NaN, no Infinity
+
+
 class FrameBuffer:
-    """Bytes of a stream in, frames out."""
+    """Bytes of a stream in, frames out.
+
+    Args:
+        limit_bytes: the longest body that is taken.
+    """
 
     __slots__ = ("_buffer", "_limit_bytes")
 
@@ -37,7 +52,7 @@ class FrameBuffer:
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes as they come."""
+        """Take bytes as they come, in pieces of any size."""
         self._buffer += data
 
     def next_frame(self) -> dict[str, object] | None:
@@ -58,9 +73,9 @@ class FrameBuffer:
         raw = bytes(self._buffer[LENGTH_BYTES:stop])
         del self._buffer[:stop]
         try:
-            body = json.loads(raw)
+            body = _DECODER.decode(raw.decode())  # json.loads would guess UTF-16 and UTF-32
         except (ValueError, RecursionError) as error:
-            message = f"frame of {size_bytes} bytes is not JSON"
+            message = f"frame of {size_bytes} bytes is not JSON in UTF-8"
             raise FrameError(message) from error
         if not isinstance(body, dict):
             message = f"frame holds a {type(body).__name__}, not an object"
@@ -75,7 +90,7 @@ class FrameBuffer:
 _CLASSES = {
     value.code: value
     for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, CachedError)
+    if isinstance(value, type) and issubclass(value, CachedError) and value is not CachedError
 }
 
 
@@ -85,7 +100,7 @@ def error_body(error: CachedError) -> dict[str, object]:
 
 
 def error_from(body: Mapping[str, object]) -> CachedError:
-    """Return the error of an error reply."""
+    """Return the error of an error reply; a code that nobody knows is a ``LoadFailed``."""
     told = body.get("error")
     if not isinstance(told, dict):
         told = {}
@@ -93,20 +108,30 @@ def error_from(body: Mapping[str, object]) -> CachedError:
     return kind(str(told.get("message", "")), hint=str(told.get("hint", "")))
 
 
-def check_protocol(theirs: object) -> None:
-    """Raise unless a peer's version can be served."""
+def check_protocol(theirs: object, *, peer: str = "client") -> None:
+    """Raise unless a peer's version can be spoken with: any of the same major number.
+
+    Args:
+        theirs: as JSON gave it.
+        peer: what the peer is, ``client`` or ``daemon``; we are the other.
+
+    Raises:
+        ProtocolMismatch: another major number; the text names both and which to upgrade.
+        BadRequest: it is not a version.
+    """
     if (
         not isinstance(theirs, list)
         or len(theirs) != 2
-        or not all(type(number) is int for number in theirs)
+        or not all(type(part) is int for part in theirs)
     ):
         message = f"protocol must be [major, minor], was {theirs!r:.64}"
         raise BadRequest(message)
     if theirs[0] != PROTOCOL[0]:
-        older = "client" if theirs[0] < PROTOCOL[0] else "daemon"
+        we = "daemon" if peer == "client" else "client"
+        older = peer if theirs[0] < PROTOCOL[0] else we
         message = (
-            f"the client speaks protocol {theirs[0]}.{theirs[1]}, "
-            f"the daemon {PROTOCOL[0]}.{PROTOCOL[1]}"
+            f"the {peer} speaks protocol {theirs[0]}.{theirs[1]}, "
+            f"the {we} {PROTOCOL[0]}.{PROTOCOL[1]}"
         )
         raise ProtocolMismatch(message, hint=f"upgrade the {older}")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import sys
 from typing import TYPE_CHECKING
 
 import cached
@@ -92,18 +91,14 @@ def run(config: Config) -> int:
             behind.
     """
     clock = SystemClock()
-    writer = Writer(
-        sys.stderr.fileno(), clock, level=config.log_level, is_text=config.log_format == "text"
-    )
+    writer = Writer(2, clock, level=config.log_level, is_text=config.log_format == "text")
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
         _serve(config, clock, writer, stack)
     return 0
 
 
-def _serve(
-    config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack
-) -> None:
+def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack) -> None:
     began_s = clock.now_s()
     mailbox = Mailbox()
     listening = listen(config.socket, config.socket_mode)

@@ -1,0 +1,223 @@
+"""What the S3 server of the tests holds, and how it answers."""
+
+from __future__ import annotations
+
+import base64
+import calendar
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, quote_plus, unquote
+from xml.sax.saxutils import escape
+
+BLOCK_BYTES = 1_048_573  # a prime: no two parts of a model look alike
+PAGE_KEYS = 1000
+
+
+class Generated(NamedTuple):
+    """An object of which nothing is stored: byte ``i`` follows from ``i`` and the seed."""
+
+    size_bytes: int
+    seed: int = 0
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Return bytes ``[start, stop)``; at most one block of them, so maybe fewer."""
+        at = start % BLOCK_BYTES
+        return memoryview(_block(self.seed))[at : at + min(stop - start, BLOCK_BYTES)]
+
+    def content(self, start: int, stop: int) -> bytes:
+        """Return bytes ``[start, stop)``."""
+        pieces = []
+        while start < stop:
+            pieces.append(bytes(self.view(start, stop)))
+            start += len(pieces[-1])
+        return b"".join(pieces)
+
+
+_BLOCKS: dict[int, bytes] = {}
+
+
+def _block(seed: int) -> bytes:
+    """Return two blocks, so that every slice of one block's length is a plain slice."""
+    if seed not in _BLOCKS:
+        _BLOCKS[seed] = hashlib.shake_128(str(seed).encode()).digest(BLOCK_BYTES) * 2
+    return _BLOCKS[seed]
+
+
+Content = bytes | Path | Generated
+
+
+class Stored(NamedTuple):
+    """One object: ``headers`` come with every reply to a GET or HEAD of it."""
+
+    content: Content
+    etag: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        match self.content:
+            case bytes():
+                return len(self.content)
+            case Path():
+                return self.content.stat().st_size
+            case Generated():
+                return self.content.size_bytes
+
+
+def stored(content: Content | Stored) -> Stored:
+    """Return an object with an ETag that is another for another content."""
+    if isinstance(content, Stored):
+        return content
+    named = content if isinstance(content, bytes) else repr(content).encode()
+    return Stored(content, f'"{hashlib.md5(named, usedforsecurity=False).hexdigest()}"')
+
+
+class Answer(NamedTuple):
+    """A reply that is whole in memory."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+class Asked(NamedTuple):
+    """A request as it came: ``path`` still quoted, names of headers in lower case."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return dict(parse_qsl(self.query, keep_blank_values=True))
+
+
+def refusal(status: int, code: str, message: str = "", members: str = "") -> Answer:
+    """Return the answer to what is not served; ``members`` is XML."""
+    body = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f"<Error><Code>{code}</Code><Message>{escape(message)}</Message>{members}</Error>"
+    )
+    return Answer(status, (("content-type", "application/xml"),), body.encode())
+
+
+def listing(objects: dict[str, Stored], asked: Asked, page_keys: int) -> Answer:
+    """Answer ListObjectsV2: sorted by UTF-8, one page from the continuation token on."""
+    parameters = asked.parameters
+    prefix = parameters.get("prefix", "")
+    keys = sorted((key for key in objects if key.startswith(prefix)), key=str.encode)
+    token = parameters.get("continuation-token", "")
+    after = base64.urlsafe_b64decode(token).decode() if token else ""
+    keys = [key for key in keys if key.encode() > after.encode()]
+    page = keys[: min(page_keys, int(parameters.get("max-keys", PAGE_KEYS)))]
+    is_truncated = len(page) < len(keys)
+    is_quoted = parameters.get("encoding-type") == "url"
+    shown = (lambda key: quote_plus(key, safe="/")) if is_quoted else escape
+    contents = "".join(
+        f"<Contents><Key>{shown(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+        f"<ETag>{escape(objects[key].etag, {chr(34): '&quot;'})}</ETag>"
+        f"<Size>{objects[key].size_bytes}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        for key in page
+    )
+    more = ""
+    if is_truncated:
+        next_token = base64.urlsafe_b64encode(page[-1].encode()).decode()
+        more = f"<NextContinuationToken>{next_token}</NextContinuationToken>"
+    body = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<Name>models</Name><Prefix>{shown(prefix)}</Prefix><KeyCount>{len(page)}</KeyCount>"
+        f"{'<EncodingType>url</EncodingType>' if is_quoted else ''}"
+        f"<IsTruncated>{'true' if is_truncated else 'false'}</IsTruncated>{more}{contents}"
+        "</ListBucketResult>"
+    )
+    return Answer(200, (("content-type", "application/xml"),), body.encode())
+
+
+class Account(NamedTuple):
+    """Who may ask, and where this store is.
+
+    Attributes:
+        expired: access keys whose time is over.
+        wall_s: the store's clock.
+    """
+
+    access_key: str
+    secret_key: str
+    region: str
+    session_token: str | None = None
+    expired: frozenset[str] = frozenset()
+
+
+MAX_SKEW_S = 900
+
+
+def unsigned(asked: Asked, account: Account, wall_s: float) -> Answer | None:
+    """Return what is wrong with a request's signature: recomputed by botocore, as S3 does it.
+
+    That is from the decoded path and query: what is quoted in another way on the wire than in
+    the signature does not match.
+    """
+    authorization = asked.headers.get("authorization", "")
+    match = re.fullmatch(
+        r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8})/([^/]+)/s3/aws4_request, "
+        r"SignedHeaders=([a-z0-9;-]+), Signature=([0-9a-f]{64})",
+        authorization,
+    )
+    if match is None:
+        return refusal(403, "AccessDenied", "Access Denied")
+    access_key = match[1]
+    if access_key in account.expired:
+        return refusal(400, "ExpiredToken", "The provided token has expired.")
+    if access_key != account.access_key:
+        return refusal(403, "InvalidAccessKeyId", "The key you provided does not exist.")
+    return _wrongly_signed(asked, account, wall_s, (match[3], match[4], match[5]))
+
+
+def _wrongly_signed(
+    asked: Asked, account: Account, wall_s: float, told: tuple[str, str, str]
+) -> Answer | None:
+    region, listed, signature = told
+    date = asked.headers.get("x-amz-date", "")
+    if region != account.region:
+        message = f"the region '{region}' is wrong; expecting '{account.region}'"
+        return refusal(
+            400, "AuthorizationHeaderMalformed", message, f"<Region>{account.region}</Region>"
+        )
+    if abs(calendar.timegm(time.strptime(date, "%Y%m%dT%H%M%SZ")) - wall_s) > MAX_SKEW_S:
+        return refusal(403, "RequestTimeTooSkewed", "The difference is too large.")
+    names = listed.split(";")
+    wanted = {name for name in asked.headers if name.startswith("x-amz-")} | {"host"}
+    if not wanted <= set(names):
+        return refusal(403, "AccessDenied", f"not signed: {sorted(wanted - set(names))}")
+    if signature != _signature(asked, account, names):
+        return refusal(403, "SignatureDoesNotMatch", "Check your key and signing method.")
+    return None
+
+
+def _signature(asked: Asked, account: Account, names: list[str]) -> str:
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    keys = Credentials(account.access_key, account.secret_key, account.session_token)
+    auth = S3SigV4Auth(keys, "s3", account.region)
+    path = quote(unquote(asked.path), safe="/-_.~")
+    query = "&".join(
+        f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}"
+        for name, value in parse_qsl(asked.query, keep_blank_values=True)
+    )
+    request = AWSRequest(
+        method=asked.method,
+        url=f"http://{asked.headers['host']}{path}?{query}",
+        headers={name: asked.headers.get(name, "") for name in names},
+    )
+    request.context["timestamp"] = asked.headers["x-amz-date"]
+    request.context["payload_signing_enabled"] = True
+    to_sign = auth.string_to_sign(request, auth.canonical_request(request))
+    signature: str = auth.signature(to_sign, request)
+    return signature
