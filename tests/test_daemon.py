@@ -173,9 +173,7 @@ def test_a_file_that_is_not_safetensors_fails_the_load_and_names_it(running):
     assert "x.safetensors" in error["message"]
 
 
-@pytest.mark.parametrize(
-    "running", [(MemoryStore(OBJECTS), True)], indirect=True, ids=["prefetch"]
-)
+@pytest.mark.parametrize("running", [(MemoryStore(OBJECTS), True)], indirect=True, ids=["prefetch"])
 def test_the_daemons_own_threads_can_ask(running):
     running.open(until="ready")
     answers: SimpleQueue[dict[str, object]] = SimpleQueue()

@@ -92,12 +92,12 @@ class Connection:
     inherited socket open (``pid`` tells them apart).
 
     Attributes:
+        address: as ``connect`` got it.
         pid: of the process that may use it.
         socket: non-blocking; for whoever keeps the lease.
     """
 
     __slots__ = (
-        "_address",
         "_condition",
         "_descriptors",
         "_error",
@@ -107,6 +107,7 @@ class Connection:
         "_replies",
         "_sending",
         "_waiting",
+        "address",
         "pid",
         "socket",
     )
@@ -114,7 +115,7 @@ class Connection:
     def __init__(self, connected: socket.socket, address: str) -> None:
         self.pid = os.getpid()
         self.socket = connected
-        self._address = address
+        self.address = address
         self._condition = threading.Condition(threading.Lock())  # guards all but the next two
         self._sending = threading.Lock()
         self._frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)  # of the thread that reads
@@ -178,23 +179,24 @@ class Connection:
 
     def _send(self, frame: bytes, deadline: Deadline) -> None:
         """Send all of a frame; that the daemon is gone is found out by who reads what it said."""
+        left_s = deadline.left_s
+        if not self._sending.acquire(timeout=-1 if left_s is None else left_s):
+            return
         left = memoryview(frame)
-        with self._sending:
+        try:
             while left:
                 try:
                     left = left[self.socket.send(left, socket.MSG_NOSIGNAL) :]
                 except BlockingIOError:
                     if deadline.has_passed:
-                        self._abandon(left, frame)
-                        return
+                        break
                     _poll(self.socket, select.POLLOUT, deadline)
-                except OSError:
-                    return
-
-    def _abandon(self, left: memoryview, frame: bytes) -> None:
-        """Give up on sending; after half a frame nothing can follow it."""
-        if len(left) < len(frame):
-            self._fail(self._lost(" in the middle of a request"))
+        except OSError:
+            pass
+        finally:
+            self._sending.release()
+            if 0 < len(left) < len(frame):  # nothing can follow half a frame
+                self._fail(self._lost(" in the middle of a request"))
 
     def _give_up(self, request_id: int) -> None:
         with self._condition:
@@ -271,7 +273,9 @@ class Connection:
         request_id = body.get("id")
         if request_id == HELLO_ID and "error" not in body:
             wire.check_protocol(body.get("protocol"), peer="daemon")
-        elif request_id in {None, HELLO_ID} and "error" in body:  # about the whole connection
+        elif "error" in body and (
+            request_id is None or request_id == HELLO_ID
+        ):  # about the whole connection
             raise wire.error_from(body)
         descriptors = self._descriptors[:count]
         del self._descriptors[:count]
@@ -287,7 +291,7 @@ class Connection:
             self._condition.notify_all()
 
     def _lost(self, why: str = "") -> DaemonUnavailable:
-        message = f"the daemon at {self._address} closed the connection{why}"
+        message = f"the daemon at {self.address} closed the connection{why}"
         hint = "what is mapped stays valid; open the model again when the daemon is back"
         return DaemonUnavailable(message, hint=hint)
 

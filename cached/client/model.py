@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cached.client.arrays import Arrays, torch_tensor
+from cached.client.arrays import Arrays, import_torch, torch_tensor
 from cached.client.deadline import Deadline
-from cached.client.mappings import File, private_mapping
+from cached.client.mappings import File, close_all, private_mapping
 from cached.core import header
-from cached.core.errors import CachedError, TensorUnknown
+from cached.core.errors import ModelClosed, TensorUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cached.core.header import Tensor
 
     Array = np.ndarray[Any, Any]
+    Range = tuple[int, int, int]  # file, start, stop
 
 
 class Source(Protocol):
@@ -29,19 +30,25 @@ class Source(Protocol):
 
     lease: Lease
 
-    def wait(self, ranges: Sequence[tuple[int, int, int]], deadline: Deadline) -> bool:
-        """Wait for byte ranges (file, start, stop); return whether the whole version is there."""
+    def wait(self, ranges: Sequence[Range], deadline: Deadline, what: str) -> bool:
+        """Wait for byte ranges; return whether the whole version is there.
+
+        Args:
+            ranges: file, start, stop of each.
+            deadline: when to give up.
+            what: they are, for the error.
+        """
 
     def path(self, deadline: Deadline) -> str:
         """Wait for the whole version; return its directory."""
 
-    def arrivals(self, seen_bytes: int) -> tuple[int, list[tuple[int, int, int]], bool]:
+    def arrivals(self, seen_bytes: int, deadline: Deadline) -> tuple[int, list[Range], bool]:
         """Wait for more than ``seen_bytes``; return how many and which are there, and if all."""
 
-    def descriptors(self, files: Sequence[int]) -> list[int]:
-        """Return new read-only descriptors of files; the caller closes them."""
+    def descriptors(self, files: Sequence[int], deadline: Deadline) -> list[int]:
+        """Return one new read-only descriptor for each file; the caller closes them."""
 
-    def is_stale(self) -> bool:
+    def is_stale(self, deadline: Deadline) -> bool:
         """Return whether a newer version is current."""
 
 
@@ -75,6 +82,7 @@ class Model:
         self.metadata: dict[str, str] = {}
         self._files = files
         self._source = source
+        self._is_closed = False
         self._is_complete = is_complete
         self._path = path
         self._timeout_s = timeout_s
@@ -104,10 +112,13 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Give the lease back once the last view is gone. Again: does nothing."""
+        """Give the lease back once the last view is gone. Again: does nothing.
+
+        A thread that waits for a tensor meanwhile gets ``ModelClosed``, at the end of its wait.
+        """
+        self._is_closed = True
         for file in self._files:
             file.drop()
-        self._files = []
         self._release()
 
     # --- a mapping of tensors
@@ -129,6 +140,7 @@ class Model:
             TimedOut: its bytes did not come within the ``timeout_s`` of ``cached.open``.
             DaemonUnavailable: the daemon is gone and the bytes are not there.
             Stale, LoadFailed: they will not come.
+            ModelClosed: after ``close``.
         """
         index, tensor = self._ready(name)
         return self._view(index, tensor)
@@ -146,17 +158,12 @@ class Model:
         if order not in {"file", "arrival"}:
             message = f"order must be 'file' or 'arrival', was {order!r}"
             raise ValueError(message)
-        if order == "arrival" and not self._is_complete:
-            for name in self._arriving():
-                yield name, self._view(*self._tensors[name])
-            return
-        if self._is_complete:
-            self._check_open()
-            for name, (index, tensor) in self._tensors.items():
-                yield name, self._view(index, tensor)
-            return
-        for name in self._tensors:
-            yield name, self[name]
+        self._check_open()
+        return self._pairs(iter(self._tensors) if order == "file" else self._arriving())
+
+    def _pairs(self, names: Iterator[str]) -> Iterator[tuple[str, Array]]:
+        for name in names:
+            yield name, self._view(*self._ready(name))
 
     def buffer(self, name: str) -> memoryview:
         """Return the raw bytes of a tensor, read-only; waits for just this tensor. No numpy."""
@@ -176,12 +183,18 @@ class Model:
 
         A write to one stays private to this process. torch is imported only here.
         """
+        import_torch()  # that it is missing should not come up after a long wait
         self.wait()
+        deadline = self._deadline()
         indices = sorted({index for index, _ in self._tensors.values()})
+        descriptors = self._source.descriptors(indices, deadline)[::-1]
         mappings = {}
-        for index, descriptor in zip(indices, self._source.descriptors(indices), strict=True):
-            size_bytes = self._files[index].size_bytes
-            mappings[index] = private_mapping(descriptor, size_bytes, self._source.lease)
+        try:
+            for index in indices:
+                file = self._files[index]
+                mappings[index] = private_mapping(descriptors.pop(), file, self._source.lease)
+        finally:
+            close_all(descriptors)
         return {
             name: torch_tensor(mappings[index], tensor)
             for name, (index, tensor) in self._tensors.items()
@@ -198,17 +211,13 @@ class Model:
         Raises:
             TimedOut, DaemonUnavailable, Stale, LoadFailed: as for a tensor.
         """
-        if self._path is None:
-            self._check_open()
-            self._path = self._source.path(self._deadline())
-            self._is_complete = True
-        return self._path
+        return self._whole(self._deadline())
 
     @property
     def is_stale(self) -> bool:
         """Return whether the object was replaced, or a newer version is current."""
         self._check_open()
-        return self._source.is_stale()
+        return self._source.is_stale(self._deadline())
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -224,9 +233,9 @@ class Model:
         self._check_open()
         for index, file in enumerate(self._files):
             if file.path == path:
-                self._wait([(index, 0, file.size_bytes)], self._deadline())
+                self._wait([(index, 0, file.size_bytes)], self._deadline(), f"file {path!r}")
                 return file.view(0, file.size_bytes)
-        message = f"{self.name} has no file {path!r}: it has {', '.join(self.files)}"
+        message = f"{self.name} has no file {path!r}; see files"
         raise KeyError(message)
 
     def wait(self, names: Sequence[str] | None = None, *, timeout_s: float | None = None) -> None:
@@ -239,12 +248,11 @@ class Model:
         self._check_open()
         deadline = self._deadline(timeout_s)
         if names is None:
-            if self._path is None:
-                self._path = self._source.path(deadline)
-                self._is_complete = True
+            self._whole(deadline)
             return
         found = [self._find(name) for name in names]
-        self._wait([(index, tensor.start, tensor.stop) for index, tensor in found], deadline)
+        ranges = _joined([(index, tensor.start, tensor.stop) for index, tensor in found])
+        self._wait(ranges, deadline, f"{len(found)} tensors")
         self._confirmed.update(names)
 
     # --- inside
@@ -252,21 +260,33 @@ class Model:
     def _find(self, name: str) -> tuple[int, Tensor]:
         try:
             return self._tensors[name]
-        except KeyError:
-            message = f"{self.name} has no tensor named {name!r}"
+        except (KeyError, TypeError):
+            message = f"{self.name} has no tensor named {name!r:.200}"
             raise TensorUnknown(message, hint=f"it has {len(self)}: see keys()") from None
 
     def _ready(self, name: str) -> tuple[int, Tensor]:
         index, tensor = self._find(name)
         self._check_open()
         if not self._is_complete and name not in self._confirmed:
-            self._wait([(index, tensor.start, tensor.stop)], self._deadline())
+            wanted = [(index, tensor.start, tensor.stop)]
+            self._wait(wanted, self._deadline(), f"tensor {name!r:.200}")
             self._confirmed.add(name)
         return index, tensor
 
-    def _wait(self, ranges: list[tuple[int, int, int]], deadline: Deadline) -> None:
-        if not self._is_complete:
-            self._is_complete = self._source.wait(ranges, deadline)
+    def _wait(self, ranges: list[Range], deadline: Deadline, what: str) -> None:
+        wanted = [(index, start, stop) for index, start, stop in ranges if start < stop]
+        if wanted and not self._is_complete:
+            if self._source.wait(wanted, deadline, f"{what} of {self.name}"):
+                self._is_complete = True
+            self._check_open()
+
+    def _whole(self, deadline: Deadline) -> str:
+        """Wait for the whole version; return its directory."""
+        self._check_open()
+        if self._path is None:
+            self._path = self._source.path(deadline)
+            self._is_complete = True
+        return self._path
 
     def _view(self, index: int, tensor: Tensor) -> Array:
         if self._arrays is None:
@@ -277,34 +297,52 @@ class Model:
         """Yield names as their bytes come; each once."""
         missing = dict(self._tensors)
         seen_bytes = 0
-        while missing:
+        while missing and not self._is_complete:
             self._check_open()
-            seen_bytes, there, self._is_complete = self._source.arrivals(seen_bytes)
-            come = [
-                name
-                for name, (index, tensor) in missing.items()
-                if self._is_complete
-                or any(
-                    at == index and start <= tensor.start and tensor.stop <= stop
-                    for at, start, stop in there
-                )
-                or tensor.start == tensor.stop
-            ]
+            seen_bytes, there, is_all = self._source.arrivals(seen_bytes, self._deadline())
+            if is_all:
+                self._is_complete = True
+                break
+            spans = _by_file(there)
+            come = [name for name, wanted in missing.items() if _covers(spans, *wanted)]
+            self._confirmed.update(come)
             for name in come:
                 del missing[name]
-                self._confirmed.add(name)
                 yield name
+        yield from missing
 
     def _deadline(self, timeout_s: float | None = None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 
     def _check_open(self) -> None:
-        if not self._files and self._tensors:
+        if self._is_closed:
             message = f"{self.name} is closed"
-            raise CachedError(message, hint="take what you need before close(): views stay valid")
+            raise ModelClosed(message, hint="take what you need before close(): views stay valid")
 
 
-def close_all(descriptors: Sequence[int]) -> None:
-    """Close descriptors that nobody needs."""
-    for descriptor in descriptors:
-        os.close(descriptor)
+def _joined(ranges: list[Range]) -> list[Range]:
+    """Return the same bytes in as few ranges as there can be."""
+    joined: list[Range] = []
+    for index, start, stop in sorted(ranges):
+        if joined and joined[-1][0] == index and start <= joined[-1][2]:
+            joined[-1] = (index, joined[-1][1], max(stop, joined[-1][2]))
+        else:
+            joined.append((index, start, stop))
+    return joined
+
+
+def _by_file(ranges: list[Range]) -> dict[int, list[tuple[int, int]]]:
+    """Return start and stop of ranges by file, sorted."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for index, start, stop in sorted(ranges):
+        spans.setdefault(index, []).append((start, stop))
+    return spans
+
+
+def _covers(spans: dict[int, list[tuple[int, int]]], index: int, tensor: Tensor) -> bool:
+    """Return whether one of a file's spans holds all of a tensor."""
+    if tensor.start == tensor.stop:
+        return True
+    found = spans.get(index, [])
+    at = bisect_right(found, tensor.start, key=lambda span: span[0]) - 1
+    return at >= 0 and tensor.stop <= found[at][1]

@@ -6,19 +6,25 @@ import os
 from typing import TYPE_CHECKING, cast
 
 from cached.client import settings
-from cached.client.connection import Connection, connect
+from cached.client.connection import connect
 from cached.client.deadline import Deadline
-from cached.client.mappings import File, Lease
-from cached.client.model import Model, close_all
-from cached.core.errors import DaemonUnavailable, Stale
+from cached.client.mappings import File, Lease, close_all
+from cached.client.model import Model
+from cached.core import wire
+from cached.core.errors import DaemonUnavailable, FrameError, Stale
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from cached.client.connection import Reply
+    from cached.client.connection import Connection, Reply
+    from cached.client.model import Range
+
+PATIENCE_WITH_FALLBACK_S = 1.0
+RANGES_PER_REQUEST = 8192  # 64 bytes each: well below the longest request
 
 
-def open(  # noqa: A001, PLR0913 - cached.open, as in gzip.open
+def open(  # noqa: A001 - cached.open, as in gzip.open
     name: str,
     *,
     timeout_s: float | None = None,
@@ -35,8 +41,8 @@ def open(  # noqa: A001, PLR0913 - cached.open, as in gzip.open
             does not listen yet is waited for. ``None``: no limit, but the daemon must listen.
         tensors: names of those that are fetched before the rest.
         until: ``header``, or ``ready``: wait until all is there (with ``tensors``: those).
-        fallback: ``"s3"``: if no daemon answers, read the model from its URI into memory of
-            this process alone, with one warning.
+        fallback: ``"s3"``: if no daemon answers within a second, read the model from its URI
+            into memory of this process alone, with one warning.
         socket: address of the daemon; ``None``: where docs/wire.md says.
 
     Raises:
@@ -50,48 +56,55 @@ def open(  # noqa: A001, PLR0913 - cached.open, as in gzip.open
     if fallback not in {None, "s3"}:
         message = f"fallback must be None or 's3', was {fallback!r}"
         raise ValueError(message)
+    if isinstance(tensors, str):
+        message = f"tensors must be a list of names, was {tensors!r}"
+        raise ValueError(message)  # noqa: TRY004 - one type for all wrong arguments
     deadline = Deadline(timeout_s)
+    patience = deadline
+    if fallback is not None and timeout_s is not None:
+        patience = Deadline(min(timeout_s, PATIENCE_WITH_FALLBACK_S))
     try:
-        return _lease(name, tensors, until, deadline, timeout_s, socket)
+        connection = _connected(socket, patience)
+        return _lease(connection, {"model": name, "until": until}, tensors, deadline)
     except DaemonUnavailable as error:
         if fallback is None:
             raise
         from cached.client.fallback import read
 
-        return read(name, why=str(error), timeout_s=timeout_s)
+        return read(name, why=error.message, timeout_s=timeout_s)
 
 
-def _lease(  # noqa: PLR0913, PLR0917 - open's arguments, passed on
-    name: str,
-    tensors: Sequence[str] | None,
-    until: str,
-    deadline: Deadline,
-    timeout_s: float | None,
-    address: str | None,
-) -> Model:
+def _connected(address: str | None, patience: Deadline) -> Connection:
     if address is None:
         address = settings.socket_address()
         settings.check_owner(address)
-    fields: dict[str, object] = {"model": name, "until": until}
+    return connect(address, patience, is_patient=patience.timeout_s is not None)
+
+
+def _lease(
+    connection: Connection,
+    fields: dict[str, object],
+    tensors: Sequence[str] | None,
+    deadline: Deadline,
+) -> Model:
     if tensors is not None:
         fields["tensors"] = list(tensors)
-    connection = connect(address, deadline, is_patient=timeout_s is not None)
     lease = Lease(connection.close)
     try:
-        reply = connection.call("open", fields, deadline)
-        source = DaemonSource(connection, lease, reply, address)
-        model = Model(
-            name=name,
+        what = f"{fields['model']} to be {'complete' if fields['until'] == 'ready' else 'opened'}"
+        reply = connection.call("open", fields, deadline, what)
+        source = DaemonSource(connection, lease, reply, deadline)
+        return Model(
+            name=str(fields["model"]),
             version=source.version,
             files=source.files,
             source=source,
             is_complete=bool(reply.body.get("complete")),
             path=cast("str | None", reply.body.get("path")),
-            timeout_s=timeout_s,
+            timeout_s=deadline.timeout_s,
         )
     finally:
-        lease.release()  # from here on the model and its mappings hold the lease
-    return model
+        lease.release(None)  # from here on the model and its mappings hold the lease
 
 
 class DaemonSource:
@@ -99,34 +112,53 @@ class DaemonSource:
 
     A child of fork asks over a connection of its own, with a lease of its own; the inherited
     socket is only kept open.
+
+    Args:
+        connection: that was asked.
+        lease: that its ``close`` ends.
+        reply: to ``open``; its descriptors are mapped and closed.
+        deadline: for those of more files than fit a reply.
     """
 
-    def __init__(self, connection: Connection, lease: Lease, reply: Reply, address: str) -> None:
+    def __init__(
+        self, connection: Connection, lease: Lease, reply: Reply, deadline: Deadline
+    ) -> None:
         self.lease = lease
-        self.version = str(reply.body["version"])
-        self._name = str(reply.body["name"])
-        self._address = address
         self._connections = {connection.pid: connection}
-        entries = cast("list[dict[str, object]]", reply.body["files"])
-        self.files = [
-            File(
-                str(entry["path"]),
-                cast("int", entry["size"]),
-                cast("int | None", entry["header_bytes"]),
-            )
-            for entry in entries
-        ]
-        self._map(reply.descriptors)
+        self._address = connection.address
+        try:
+            self.version = str(reply.body["version"])
+            self._name = str(reply.body["name"])
+            entries = cast("list[Mapping[str, Any]]", reply.body["files"])
+            self.files = [
+                File(each["path"], each["size"], each["header_bytes"]) for each in entries
+            ]
+        except (KeyError, TypeError) as error:
+            close_all(reply.descriptors)
+            message = "the daemon's answer to open is not as docs/wire.md has it"
+            raise FrameError(message, hint="upgrade the older of daemon and client") from error
+        came = self._map(0, reply.descriptors)
+        self._map(came, self.descriptors(range(came, len(self.files)), deadline))
 
-    def _map(self, descriptors: list[int]) -> None:
-        mapped = 0
-        while mapped < len(self.files):
-            if not descriptors:
-                wanted = range(mapped, min(mapped + 128, len(self.files)))
-                descriptors = self.descriptors(list(wanted))
-            while descriptors:
-                self.files[mapped].map(descriptors.pop(0), self.lease)
-                mapped += 1
+    def _map(self, start: int, descriptors: list[int]) -> int:
+        """Map the files from ``start`` on; return where the next one is. Closes descriptors."""
+        left = descriptors[::-1]
+        try:
+            for file in self.files[start : start + len(left)]:
+                file.map(left.pop(), self.lease)
+        finally:
+            close_all(left)
+        return start + len(descriptors)
+
+    def _call(
+        self, op: str, fields: dict[str, object], deadline: Deadline, what: str = ""
+    ) -> Reply:
+        """Ask over this process's connection, and hold the lease meanwhile."""
+        holding = self.lease.hold()
+        try:
+            return self._connection(deadline).call(op, fields, deadline, what)
+        finally:
+            self.lease.release(holding)
 
     def _connection(self, deadline: Deadline) -> Connection:
         pid = os.getpid()
@@ -134,12 +166,11 @@ class DaemonSource:
         if connection is not None:
             return connection
         made = connect(self._address, deadline)
-        reply = made.call("open", {"model": self._name}, deadline)
-        close_all(reply.descriptors)
-        if reply.body["version"] != self.version:
+        try:
+            self._lease_again(made, deadline)
+        except BaseException:
             made.close()
-            message = f"{self._name} is {reply.body['version']} now, was {self.version} at the fork"
-            raise Stale(message, hint="open the model again in the child")
+            raise
         connection = self._connections.setdefault(pid, made)
         if connection is made:
             self.lease.add(made.close)
@@ -147,35 +178,50 @@ class DaemonSource:
             made.close()  # another thread was first
         return connection
 
-    def wait(self, ranges: Sequence[tuple[int, int, int]], deadline: Deadline) -> bool:
+    def _lease_again(self, connection: Connection, deadline: Deadline) -> None:
+        reply = connection.call("open", {"model": self._name}, deadline, f"{self._name} in a fork")
+        close_all(reply.descriptors)
+        if reply.body["version"] != self.version:
+            message = f"{self._name} is {reply.body['version']} now, was {self.version} at the fork"
+            raise Stale(message, hint="open the model again in the child")
+
+    def wait(self, ranges: Sequence[Range], deadline: Deadline, what: str) -> bool:
         """Wait for byte ranges; return whether the whole version is there."""
-        fields: dict[str, object] = {"ranges": [list(wanted) for wanted in ranges]}
-        reply = self._connection(deadline).call("wait", fields, deadline)
-        return bool(reply.body.get("complete"))
+        is_all = False
+        for start in range(0, len(ranges), RANGES_PER_REQUEST):
+            batch: dict[str, object] = {"ranges": ranges[start : start + RANGES_PER_REQUEST]}
+            is_all = bool(self._call("wait", batch, deadline, what).body.get("complete"))
+        return is_all
 
     def path(self, deadline: Deadline) -> str:
         """Wait for the whole version; return its directory."""
-        reply = self._connection(deadline).call("wait", {"ranges": "all"}, deadline)
-        return str(reply.body["path"])
+        what = f"all of {self._name}"
+        return str(self._call("wait", {"ranges": "all"}, deadline, what).body["path"])
 
-    def arrivals(self, seen_bytes: int) -> tuple[int, list[tuple[int, int, int]], bool]:
+    def arrivals(self, seen_bytes: int, deadline: Deadline) -> tuple[int, list[Range], bool]:
         """Wait for more than ``seen_bytes``; return how many and which are there, and if all."""
-        deadline = Deadline(None)
-        body = self._connection(deadline).call("arrivals", {"seen": seen_bytes}, deadline).body
+        what = f"more of {self._name}"
+        body = self._call("arrivals", {"seen": seen_bytes}, deadline, what).body
         ranges = cast("list[list[int]]", body["ranges"])
         there = [(index, start, stop) for index, start, stop in ranges]
         return cast("int", body["seen"]), there, bool(body["complete"])
 
-    def descriptors(self, files: Sequence[int]) -> list[int]:
+    def descriptors(self, files: Sequence[int], deadline: Deadline) -> list[int]:
         """Return new read-only descriptors of files; the caller closes them."""
-        deadline = Deadline(None)
         found: list[int] = []
-        for start in range(0, len(files), 128):
-            fields: dict[str, object] = {"files": list(files[start : start + 128])}
-            found += self._connection(deadline).call("descriptors", fields, deadline).descriptors
+        try:
+            while len(found) < len(files):
+                wanted = list(files[len(found) : len(found) + wire.MAX_DESCRIPTORS])
+                came = self._call("descriptors", {"files": wanted}, deadline).descriptors
+                found += came
+                if len(came) != len(wanted):
+                    message = f"{len(came)} descriptors came, {len(wanted)} were asked for"
+                    raise FrameError(message)  # noqa: TRY301 - what came is closed below
+        except BaseException:
+            close_all(found)
+            raise
         return found
 
-    def is_stale(self) -> bool:
+    def is_stale(self, deadline: Deadline) -> bool:
         """Return whether a newer version is current."""
-        deadline = Deadline(None)
-        return bool(self._connection(deadline).call("check", {}, deadline).body["stale"])
+        return bool(self._call("check", {}, deadline).body["stale"])

@@ -167,7 +167,7 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
     writer.write("info", "daemon stopped", uptime_s=round(clock.now_s() - began_s, 3))
 
 
-def _http(  # noqa: PLR0913, PLR0917 - a composition root knows them all
+def _http(
     config: Config,
     inquiries: Inquiries,
     metrics: Metrics,

@@ -31,9 +31,7 @@ def test_with_nobody_to_evict_it_fits_or_is_refused_with_its_name(needed, budget
     model.available_bytes = available
     model.is_asked = True
 
-    verdict = admission.decide(
-        model, needed, [model], Ledger(budget), headroom_bytes=0, now_s=0.0
-    )
+    verdict = admission.decide(model, needed, [model], Ledger(budget), headroom_bytes=0, now_s=0.0)
 
     if needed <= min(budget, available):
         assert verdict == ()

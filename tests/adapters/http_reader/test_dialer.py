@@ -1,4 +1,4 @@
-"""Connections are opened to whom they should be, over TLS that is checked, or a typed error says why."""
+"""Connections lead to whom they should, over TLS that is checked, or an error says why."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_certificate_for_another_name_is_refused(
     here = ("127.0.0.1", server.port)
     real = socket.create_connection
     monkeypatch.setattr(socket, "create_connection", lambda _, timeout: real(here, timeout))
-    with pytest.raises(StoreError, match="not trusted: hostname mismatch"):
+    with pytest.raises(StoreError, match="not trusted: Hostname mismatch"):
         dialer(tls.AUTHORITY).connect("store.example.com", 443, is_tls=True)
     dialer(tls.AUTHORITY).connect("bucket.s3.test", 443, is_tls=True).close()
 

@@ -1,0 +1,34 @@
+"""A sink in memory that keeps the promises of the port."""
+
+from __future__ import annotations
+
+import os
+
+
+class MemorySink:
+    """The bytes ``[start, stop)`` of one file."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.data = bytearray()
+        self.pieces = 0
+        self._start = start
+        self._stop = stop
+
+    @property
+    def watermark(self) -> int:
+        return self._start + len(self.data)
+
+    def accept(self, offset: int, view: memoryview) -> None:
+        if not self._start <= offset <= self.watermark or offset + len(view) > self._stop:
+            raise ValueError(f"{offset}, {len(view)} bytes: watermark {self.watermark}")
+        self.pieces += 1
+        self.data += view[self.watermark - offset :]
+
+    def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
+        self.pieces += 1
+        while size_bytes:
+            piece = os.read(pipe_fd, size_bytes)
+            assert piece
+            self.data += piece
+            size_bytes -= len(piece)
+        assert self.watermark <= self._stop
