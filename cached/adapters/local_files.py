@@ -37,7 +37,8 @@ class LocalFiles:
     """The ``ObjectStore`` port. Holds nothing open between calls."""
 
     def __init__(self) -> None:
-        self._cancelled: set[int] = set()
+        self._running: set[int] = set()  # part ids
+        self._cancelled: set[int] = set()  # of those that run
 
     def resolve(self, ref: ModelRef) -> Manifest:
         """List a directory with all below it, or take one file.
@@ -55,7 +56,7 @@ class LocalFiles:
                 root = os.path.realpath(place)
                 found = [_stored(path, layout_path(path, f"{root}/")) for path in _walk(root)]
             else:
-                found = [_stored(place, layout_path(os.path.basename(place), ""))]
+                found = [_stored(place, layout_path(os.path.basename(place.rstrip("/")), ""))]
         except OSError as error:
             raise _translated(error, place) from error
         return manifest_of(ref.uri, found)
@@ -72,12 +73,14 @@ class LocalFiles:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise _translated(error, path) from error
+        self._running.add(part.part_id)
         try:
             self._copy(descriptor, part, sink)
         except OSError as error:
             raise _translated(error, path) from error
         finally:
             os.close(descriptor)
+            self._running.discard(part.part_id)
             self._cancelled.discard(part.part_id)
 
     def _copy(self, descriptor: int, part: Part, sink: Sink) -> None:
@@ -96,8 +99,9 @@ class LocalFiles:
         _check_same(descriptor, part)
 
     def cancel(self, part: Part) -> None:
-        """Make a running ``fetch`` of this part end soon."""
-        self._cancelled.add(part.part_id)
+        """Make a running ``fetch`` of this part end soon; else do nothing."""
+        if part.part_id in self._running:
+            self._cancelled.add(part.part_id)
 
     def close(self) -> None:
         """Nothing is open."""

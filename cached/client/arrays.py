@@ -11,13 +11,15 @@ from cached.core.errors import MissingPackage
 
 if TYPE_CHECKING:
     import mmap
-    from types import ModuleType
 
     import numpy as np
     import torch
 
     from cached.client.mappings import File
     from cached.core.header import Tensor
+
+    Array = np.ndarray[Any, Any]
+    DType = np.dtype[Any]
 
 # safetensors name → (numpy name, ml_dtypes name or None)
 _PLAIN = {
@@ -72,29 +74,32 @@ class Arrays:
             hint = "install it, or read the bytes with model.buffer(name)"
             raise MissingPackage(message, hint=hint) from error
         self._np = np
-        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._dtypes: dict[str, DType] = {}
 
-    def view(self, file: File, tensor: Tensor) -> np.ndarray[Any, Any]:
+    def view(self, file: File, tensor: Tensor) -> Array:
         """Return a tensor as a read-only array over its file's mapping.
 
         Sub-byte types (F4, F6) come as the raw bytes, of shape ``(bytes,)``; bf16 and fp8 as
         ml_dtypes' types if it is installed, else as uint16 and uint8.
         """
         np = self._np
-        dtype = self._dtypes.get(tensor.dtype) or self._dtype(tensor.dtype)
+        dtype = self._dtypes.get(tensor.dtype)
+        if dtype is None:
+            dtype = self._dtype(tensor.dtype)
         size_bytes = tensor.stop - tensor.start
         shape = tensor.shape if tensor.dtype in _TORCH else (size_bytes,)
         if not size_bytes:
-            empty = np.empty(shape, dtype)
+            empty: Array = np.empty(shape, dtype)
             empty.flags.writeable = False
             return empty
         base: Any = file.base(lambda mapping: np.frombuffer(mapping, np.uint8))
-        return np.ndarray(shape, dtype, base, tensor.start)
+        array: Array = np.ndarray(shape, dtype, base, tensor.start)
+        return array
 
-    def _dtype(self, name: str) -> np.dtype[Any]:
+    def _dtype(self, name: str) -> DType:
         np = self._np
         plain, extended = _EXTENDED.get(name, (_PLAIN.get(name, "uint8"), ""))
-        dtype = np.dtype(plain)
+        dtype: DType = np.dtype(plain)
         if extended:
             try:
                 import ml_dtypes
@@ -106,7 +111,7 @@ class Arrays:
         return dtype
 
 
-def import_torch() -> ModuleType:
+def import_torch() -> Any:
     """Return torch.
 
     Raises:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SIDECAR_DIRECTORY = "/cached"
+_STORE = {  # and the variables of the AWS SDKs that are read where ours is not set
+    "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "ca_bundle": ("AWS_CA_BUNDLE",),
+    "addressing_style": (),
+}
+_TRUE = {"1", "true", "yes", "on"}
 
 
 def socket_address(environ: Mapping[str, str] | None = None, uid: int | None = None) -> str:
@@ -97,19 +104,21 @@ def store_settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the settings of the store for a worker that reads it without a daemon.
 
     Returns:
-        ``endpoint_url``, ``region``, ``ca_bundle`` as far as they are set.
+        ``endpoint_url``, ``region``, ``ca_bundle``, ``addressing_style`` as far as they are
+        set; ``anonymous``, ``allow_insecure_endpoint`` only where they are true.
     """
     environ = os.environ if environ is None else environ
     file = _file(environ)
-    found = {}
-    for key, names in {
-        "endpoint_url": ("CACHED_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-        "region": ("CACHED_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"),
-        "ca_bundle": ("CACHED_CA_BUNDLE", "AWS_CA_BUNDLE"),
-    }.items():
-        value = next((environ[name] for name in names if environ.get(name)), file.get(key))
+    found: dict[str, str] = {}
+    for key, more in _STORE.items():
+        names = (f"CACHED_{key.upper()}", *more)
+        value: object = next((environ[name] for name in names if environ.get(name)), file.get(key))
         if isinstance(value, str) and value:
             found[key] = value
+    for key in ("anonymous", "allow_insecure_endpoint"):
+        switch = environ.get(f"CACHED_{key.upper()}", file.get(key))
+        if str(switch).lower() in _TRUE:
+            found[key] = "true"
     return found
 
 

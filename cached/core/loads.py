@@ -147,8 +147,8 @@ def delay_s(failures: int, jitter_ratio: float, asked_s: float | None) -> float:
 
     ``asked_s`` is the store's Retry-After: never less than that.
     """
-    longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 10))
-    return max(asked_s or 0.0, longest * (0.5 + jitter_ratio / 2))
+    longest: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 10))
+    return max(asked_s or 0.0, float(longest) * (0.5 + jitter_ratio / 2))
 
 
 def footprint_bytes(manifest: Manifest) -> int:

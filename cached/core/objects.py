@@ -53,7 +53,7 @@ class FileRef(NamedTuple):
     """
 
     of: VersionRef
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
 
 
 class Range(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from time import process_time
 from typing import TYPE_CHECKING
 
 import cached
@@ -101,48 +102,26 @@ def run(config: Config) -> int:
 def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack) -> None:
     began_s = clock.now_s()
     mailbox = Mailbox()
-    listening = listen(config.socket, config.socket_mode)
-    workers = UnixSocket(listening, mailbox.post, waiting=mailbox.count)
+    workers = UnixSocket(
+        listen(config.socket, config.socket_mode), mailbox.post, waiting=mailbox.count
+    )
     stack.callback(workers.stop)
     segments = TmpfsSegments(config.segment_root, dir_mode=_directory_mode(config.socket_mode))
-    stack.callback(segments.close)
+    stack.callback(segments.purge)
     memory = SystemMemory(config.segment_root)
-    budget_bytes = max(0, memory.available_bytes() - config.memory_headroom_bytes)
-    if config.memory_budget_bytes is not None:
-        budget_bytes = min(budget_bytes, config.memory_budget_bytes)
-    inquiries = Inquiries(mailbox.post, workers)
     by_scheme = stores(config, clock, writer)
     for store in by_scheme.values():
         stack.callback(store.close)
+    inquiries = Inquiries(mailbox.post, workers)
     ports = Ports(
         stores=by_scheme, segments=segments, memory=memory, replies=inquiries, clock=clock
     )
-    engine = Engine(
-        config.models,
-        budget_bytes=budget_bytes,
-        limits=Limits(
-            fetch_slots=config.fetch_threads,
-            headroom_bytes=config.memory_headroom_bytes,
-            part_attempts=config.max_attempts,
-        ),
-        about=About(
-            version=cached.__version__,
-            pid=os.getpid(),
-            owner_uid=os.geteuid(),
-            socket=config.socket,
-            began_s=began_s,
-        ),
-        drain_s=config.drain_timeout_s,
-    )
-    metrics = Metrics(
-        cached.__version__,
-        [ref.name for ref in config.models],
-        {"cached_process_private_bytes": memory.private_bytes},
-    )
+    metrics = _metrics(config, memory, workers, mailbox, writer)
     readiness = Readiness()
     http = _http(config, inquiries, metrics, readiness, writer, stack)
+    budget_bytes = _budget_bytes(config, memory)
     daemon = Daemon(
-        engine,
+        _engine(config, budget_bytes, began_s),
         Runner(ports, mailbox.post, random.random),
         mailbox,
         observers=[Log(writer), metrics, readiness, http],
@@ -165,6 +144,52 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
         http.now()
     daemon.run()
     writer.write("info", "daemon stopped", uptime_s=round(clock.now_s() - began_s, 3))
+
+
+def _budget_bytes(config: Config, memory: SystemMemory) -> int:
+    """Return the least of what was allowed and what the machine has, minus headroom."""
+    there_bytes = max(0, memory.available_bytes() - config.memory_headroom_bytes)
+    if config.memory_budget_bytes is None:
+        return there_bytes
+    return min(there_bytes, config.memory_budget_bytes)
+
+
+def _engine(config: Config, budget_bytes: int, began_s: float) -> Engine:
+    return Engine(
+        config.models,
+        budget_bytes=budget_bytes,
+        limits=Limits(
+            fetch_slots=config.fetch_threads,
+            headroom_bytes=config.memory_headroom_bytes,
+            part_attempts=config.max_attempts,
+        ),
+        about=About(
+            version=cached.__version__,
+            pid=os.getpid(),
+            owner_uid=os.geteuid(),
+            socket=config.socket,
+            began_s=began_s,
+        ),
+        drain_s=config.drain_timeout_s,
+    )
+
+
+def _metrics(
+    config: Config, memory: SystemMemory, workers: UnixSocket, mailbox: Mailbox, writer: Writer
+) -> Metrics:
+    return Metrics(
+        cached.__version__,
+        [ref.name for ref in config.models],
+        {
+            "cached_process_private_bytes": memory.private_bytes,
+            "cached_process_cpu_seconds_total": process_time,
+            "cached_connections_refused_total": lambda: workers.counts().refused,
+            "cached_frames_malformed_total": lambda: workers.counts().malformed,
+            "cached_replies_unread_total": lambda: workers.counts().unread,
+            "cached_events_waiting": mailbox.count,
+            "cached_log_lines_dropped_total": lambda: writer.dropped,
+        },
+    )
 
 
 def _http(

@@ -9,7 +9,14 @@ from urllib.parse import quote
 import pytest
 
 from cached.adapters.local_files import LocalFiles
-from cached.core.errors import AccessDenied, BadReply, ObjectChanged, ObjectMissing, ObjectRefused
+from cached.core.errors import (
+    AccessDenied,
+    BadReply,
+    ObjectChanged,
+    ObjectMissing,
+    ObjectRefused,
+    StoreUnavailable,
+)
 from cached.core.objects import ModelRef
 from tests.fakes.sinks import MemorySink
 from tests.fakes.store_cases import ObjectStoreCases, fetched, part_of
@@ -117,3 +124,27 @@ class WritingSink(MemorySink):
         super().accept(offset, view)
         with self._path.open("ab") as file:
             file.write(b"more")
+
+
+class CancellingSink(MemorySink):
+    """Cancels its own fetch as soon as the first bytes have come."""
+
+    def __init__(self, store: LocalFiles, part: Part) -> None:
+        super().__init__(part.start, part.stop)
+        self._store = store
+        self._part = part
+
+    def accept(self, offset: int, view: memoryview) -> None:
+        super().accept(offset, view)
+        self._store.cancel(self._part)
+
+
+def test_a_fetch_that_runs_is_cancelled(place: Directory):
+    place.put("llm/a", bytes(3 << 20))
+    manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+    part = part_of(manifest, manifest.objects[0])
+    sink = CancellingSink(place.store, part)
+    with pytest.raises(StoreUnavailable, match="was cancelled"):
+        place.store.fetch(part, sink)
+    assert 0 < sink.watermark < part.stop
+    assert fetched(place.store, part) == bytes(3 << 20)

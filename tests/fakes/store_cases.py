@@ -126,7 +126,7 @@ class ObjectStoreCases:
         place.put("llm/a", b"0123456789")
         manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
         found = manifest.objects[0]
-        part = part_of(manifest, found._replace(key=f"{found.key}-gone"))
+        part = part_of(manifest, found)._replace(stored=found._replace(key=f"{found.key}-gone"))
         with pytest.raises(ObjectMissing):
             fetched(place.store, part)
 

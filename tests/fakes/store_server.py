@@ -54,7 +54,7 @@ from tests.fakes.store_faults import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from tests.fakes.s3_objects import Content
@@ -111,7 +111,6 @@ class StoreServer:
         account: who may ask, checked by botocore; ``None``: everybody, signed or not.
         throttle_bytes_per_s: of the link that all connections share.
         latency_s: before every reply.
-        ahead_s: this server's clock minus the machine's.
         page_keys: the most keys of one page of a listing.
         tls: speaks TLS with this.
 
@@ -120,6 +119,7 @@ class StoreServer:
         connections: accepted so far.
         served_bytes: of objects' bodies.
         stalled: set while a ``Stall`` lasts.
+        wall_s: this server's clock; may be set to another.
     """
 
     def __init__(  # noqa: PLR0913 - all but the first have defaults
@@ -130,7 +130,6 @@ class StoreServer:
         account: Account | None = None,
         throttle_bytes_per_s: float | None = None,
         latency_s: float = 0.0,
-        ahead_s: float = 0.0,
         page_keys: int = PAGE_KEYS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -142,12 +141,14 @@ class StoreServer:
         self.served_bytes = 0
         self.stalled = threading.Event()
         self._latency_s = latency_s
-        self._ahead_s = ahead_s
+        self.wall_s: Callable[[], float] = time.time
         self._page_keys = page_keys
         self._tls = tls
         self._stopped = threading.Event()
         self._link = Link(throttle_bytes_per_s, self._stopped)
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._closed = 0
         self._counts = {"GET": 0, "HEAD": 0, "LIST": 0}
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -189,6 +190,11 @@ class StoreServer:
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+    def wait_for_closed(self, connections: int) -> None:
+        """Return once so many connections were closed from here."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._closed >= connections, 10)
+
     def _start(self, work: object, *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
@@ -222,9 +228,11 @@ class StoreServer:
         except OSError:
             pass  # the client is gone, or the server stops
         finally:
-            with self._lock:
-                self._open -= {plain, sock}
             sock.close()
+            with self._changed:
+                self._open -= {plain, sock}
+                self._closed += 1
+                self._changed.notify_all()
 
     def _exchange(self, sock: socket.socket, data: bytes) -> tuple[bytes, bool]:
         """Serve one request; return what came after it, and whether there may be another."""
@@ -282,7 +290,7 @@ class StoreServer:
 
     def _answer(self, asked: Asked, key: str | None, fault: Fault | None) -> Answer | _Ranged:
         if self.account is not None:
-            wrong = unsigned(asked, self.account, self._wall_s())
+            wrong = unsigned(asked, self.account, self.wall_s())
             if wrong is not None:
                 return wrong
         if key is None:
@@ -307,7 +315,7 @@ class StoreServer:
 
     def _head(self, status: int, headers: dict[str, str]) -> bytes:
         fields = {
-            "date": formatdate(self._wall_s(), usegmt=True),
+            "date": formatdate(self.wall_s(), usegmt=True),
             "x-amz-request-id": "TESTREQUEST",
             **headers,
         }
@@ -352,9 +360,6 @@ class StoreServer:
                 with self._lock:
                     self.served_bytes += sent_bytes
                 start += sent_bytes
-
-    def _wall_s(self) -> float:
-        return time.time() + self._ahead_s
 
 
 class _Pieces:

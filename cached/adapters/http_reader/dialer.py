@@ -116,7 +116,8 @@ class Dialer:
         try:
             secured = self._context().wrap_socket(sock, server_hostname=host)
         except ssl.SSLCertVerificationError as error:
-            message = f"the certificate of {peer} is not trusted: {error.verify_message}"
+            why = error.verify_message.rstrip(".")
+            message = f"the certificate of {peer} is not trusted: {why}"
             hint = "name the certificates to trust: ca_bundle, or AWS_CA_BUNDLE"
             raise StoreError(message, hint=hint) from error
         except OSError as error:

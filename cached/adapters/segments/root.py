@@ -60,9 +60,20 @@ def claim(root: str, dir_mode: int) -> int:
         os.close(fd)
         message = f"segment root {root} is in use by another daemon, pid {pid or 'unknown'}"
         raise InvalidConfig(message, hint=f"stop that one, or {_OTHER_ROOT}") from error
+    if not _is_still(f"{root}/lock", fd):
+        os.close(fd)
+        return claim(root, dir_mode)  # a daemon that ended has just removed it: make it anew
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _is_still(path: str, fd: int) -> bool:
+    """Return whether the path still names the file that is open."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _check_owner(root: str) -> None:

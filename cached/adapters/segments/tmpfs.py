@@ -13,6 +13,7 @@ xfs, btrfs): glibc's substitute reads and writes back, and could undo a write be
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -103,6 +104,15 @@ class TmpfsSegments:
                 file.close()
         self._versions.clear()
         os.close(self._lock_fd)
+
+    def purge(self) -> None:
+        """Remove everything below the root, and the root, and close; workers keep what they map."""
+        for name in ("filling", "models"):
+            remove_tree(f"{self.root}/{name}")
+        with contextlib.suppress(OSError):  # another daemon waits for the lock, or the root is kept
+            os.unlink(f"{self.root}/lock")
+            os.rmdir(self.root)
+        self.close()
 
     def create(self, of: VersionRef, manifest: Manifest, ready: Callable[[], None]) -> None:
         """Make all files at full length, call ``ready``, then reserve their pages in steps.

@@ -70,7 +70,7 @@ def test_an_etag_that_is_not_told_is_empty():
     assert parse_listing(page(entry("a", more=""))).objects == [Listed("a", 1, "")]
 
 
-@pytest.mark.parametrize("size", ["", "-1", "1e3", "0x1", "9" * 19, "١"])
+@pytest.mark.parametrize("size", ["", "-1", "1e3", "0x1", "9" * 19, "\u0661"])
 def test_an_object_without_a_size_is_refused(size: str):
     with pytest.raises(BadReply, match="without key or size"):
         parse_listing(page(entry("a", size)))
