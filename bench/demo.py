@@ -191,18 +191,18 @@ def _through_cached(directory: Path, environment: Mapping[str, str]) -> Run:
         socket = directory / "cached.sock"
         environment = {**environment, "CACHED_SOCKET": str(socket)}
         workers = [Worker(stack, ["cached", MODEL], environment) for _ in range(WORKERS)]
-        before = [worker.read() for worker in workers]
+        without_bytes = _ready(workers)
         began_s = time.monotonic()
         daemon = Daemon(stack, directory / "cached.log", root, environment)
         daemon.wait_for(socket)
-        after = _work(workers, began_s)
-        daemon_bytes = pss_bytes(daemon.process.pid)
+        said = _work(workers, began_s)
+        with_bytes = pss_bytes(daemon.process.pid) + _pss_bytes(workers)
         for worker in workers:
             worker.end()
         daemon.stop()
         if left := [path.name for path in root.rglob("*") if path.is_file()]:
             raise DemoError(f"the daemon ended and left {', '.join(left)}")
-    return _summed(before, after, daemon_bytes)
+    return _summed(said, with_bytes - without_bytes)
 
 
 def _through_boto3(directory: Path, environment: Mapping[str, str]) -> Run:
@@ -211,9 +211,17 @@ def _through_boto3(directory: Path, environment: Mapping[str, str]) -> Run:
         for _ in range(WORKERS):
             into = _temporary(stack, directory)
             workers.append(Worker(stack, ["boto3", URI, f"--into={into}"], environment))
-        before = [worker.read() for worker in workers]
-        after = _work(workers, time.monotonic())
-    return _summed(before, after, 0)
+        without_bytes = _ready(workers)
+        said = _work(workers, time.monotonic())
+        with_bytes = _pss_bytes(workers)
+    return _summed(said, with_bytes - without_bytes)
+
+
+def _ready(workers: Sequence[Worker]) -> int:
+    """Wait until all have started; return their memory, all of them at rest."""
+    for worker in workers:
+        worker.read()
+    return _pss_bytes(workers)
 
 
 def _work(workers: Sequence[Worker], began_s: float) -> list[dict[str, Any]]:
@@ -222,27 +230,31 @@ def _work(workers: Sequence[Worker], began_s: float) -> list[dict[str, Any]]:
     return [worker.read() for worker in workers]
 
 
-def _summed(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], daemon_bytes: int
-) -> Run:
-    without_bytes = sum(each["pss_bytes"] for each in before)
-    with_bytes = sum(each["pss_bytes"] for each in after) + daemon_bytes
+def _pss_bytes(workers: Sequence[Worker]) -> int:
+    return sum(pss_bytes(worker.process.pid) for worker in workers)
+
+
+def _summed(said: Sequence[Mapping[str, Any]], memory_bytes: int) -> Run:
     figures = Figures(
-        first_tensor_s=max(each["first_tensor_s"] for each in after),
-        all_tensors_s=max(each["all_tensors_s"] for each in after),
-        logits_s=max(each["logits_s"] for each in after),
-        memory_bytes=with_bytes - without_bytes,
+        first_tensor_s=max(each["first_tensor_s"] for each in said),
+        all_tensors_s=max(each["all_tensors_s"] for each in said),
+        logits_s=max(each["logits_s"] for each in said),
+        memory_bytes=memory_bytes,
     )
-    return Run(figures, [each["logits_sha256"] for each in after])
+    return Run(figures, [each["logits_sha256"] for each in said])
 
 
 class Worker:
-    """One process of demo_worker.py, killed when the stack unwinds."""
+    """One process of demo_worker.py, killed when the stack unwinds.
+
+    Attributes:
+        process: of the worker.
+    """
 
     def __init__(
         self, stack: ExitStack, arguments: Sequence[str], environment: Mapping[str, str]
     ) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.demo_worker", *arguments],
             cwd=ROOT,
             env={**environment, **WORKER_ENVIRONMENT},
@@ -251,31 +263,31 @@ class Worker:
             text=True,
             start_new_session=True,  # a Ctrl-C at the terminal is for the demo, which ends them
         )
-        stack.callback(_kill, self._process)
+        stack.callback(_kill, self.process)
         self._name = arguments[0]
 
     def begin(self, began_s: float) -> None:
         """Let it work; its times count from ``began_s``."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{began_s}\n")
-        self._process.stdin.flush()
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{began_s}\n")
+        self.process.stdin.flush()
 
     def read(self) -> dict[str, Any]:
         """Return its next line."""
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], WORKER_TIMEOUT_S)[0]:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], WORKER_TIMEOUT_S)[0]:
             raise DemoError(f"a worker ({self._name}) said nothing for {WORKER_TIMEOUT_S:.0f} s")
-        line = self._process.stdout.readline()
+        line = self.process.stdout.readline()
         if not line:
-            raise DemoError(f"a worker ({self._name}) ended with {self._process.wait()}; see above")
+            raise DemoError(f"a worker ({self._name}) ended with {self.process.wait()}; see above")
         said: dict[str, Any] = json.loads(line)
         return said
 
     def end(self) -> None:
         """Let go of its weights, and return once it has ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(WORKER_TIMEOUT_S)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(WORKER_TIMEOUT_S)
 
 
 class Daemon:

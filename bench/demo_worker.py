@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from bench import gpt2
-from bench.process import pss_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,10 +47,9 @@ def main() -> None:
     else:
         take = _from_files(Path(arguments.model))
     _warm_up()
-    _say({"pss_bytes": pss_bytes(os.getpid())})
+    _say({})
     began_s = float(sys.stdin.readline())
-    _say(_run(take, began_s))
-    sys.stdin.read()
+    _run(take, began_s)
 
 
 def _warm_up() -> None:
@@ -62,7 +59,7 @@ def _warm_up() -> None:
     gpt2.logits(zeros, shape, PROMPT)
 
 
-def _run(take: Take, began_s: float) -> dict[str, object]:
+def _run(take: Take, began_s: float) -> None:
     seconds = {}
 
     def lap(name: str) -> None:
@@ -74,7 +71,8 @@ def _run(take: Take, began_s: float) -> dict[str, object]:
     lap("logits_s")
     digest = hashlib.sha256(logits.tobytes()).hexdigest()
     del logits
-    return {**seconds, "pss_bytes": pss_bytes(os.getpid()), "logits_sha256": digest}
+    _say({**seconds, "logits_sha256": digest})
+    sys.stdin.read()  # the weights are held until then
 
 
 def _from_cached(name: str) -> Take:

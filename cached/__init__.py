@@ -60,7 +60,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import what is asked for, and keep it (PEP 562)."""
     if name not in __all__:
-        raise AttributeError(f"module 'cached' has no attribute {name!r}")
+        message = f"module 'cached' has no attribute {name!r}"
+        raise AttributeError(message)
     import importlib
 
     found = getattr(importlib.import_module(_HOMES.get(name, "cached.core.errors")), name)

@@ -124,7 +124,7 @@ def _zsh(argument: Argument) -> list[str]:
     values = "_files" if _is_path(argument) else values
     if not argument.names:
         return [f"1:{argument.metavar}:{values}"]
-    about = argument.about.translate(str.maketrans({"[": "(", "]": ")", ":": "\\:"}))
+    about = argument.about.replace("[", "(").replace("]", ")").replace(":", "\\:")
     value = f":{argument.metavar.replace(':', ' ')}:{values}" if argument.metavar else ""
     return [f"*{name}[{about}]{value}" for name in argument.names]
 

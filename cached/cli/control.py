@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any, cast
 
+from cached.adapters.clock import SystemClock
 from cached.cli.arguments import Parser, add_socket, add_timeout
-from cached.cli.main import FAILED, OK
+from cached.cli.main import FAILED, OK, complain
 from cached.cli.progress import Progress, Sample
 from cached.cli.table import status_table
-from cached.cli.terminal import printable, terminal_of
+from cached.cli.terminal import CLEAR_BELOW, CLEAR_LINE, HOME, terminal_of
 from cached.client import settings
 from cached.client.connection import connect
 from cached.client.deadline import Deadline
-from cached.core.errors import LoadFailed
+from cached.core.errors import CachedError, DaemonUnavailable, LoadFailed, TimedOut
+from cached.core.units import format_bytes
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.1  # a bar that is drawn ten times a second moves smoothly
 WATCH_S = 1.0
+ANSWER_S = 10.0  # for what a daemon answers at once: one that does not is stuck
 
 
 def parser(name: str) -> Parser:
@@ -40,32 +43,42 @@ def model_names(address: str | None = None) -> list[str]:
     Raises:
         DaemonUnavailable: no daemon answers.
     """
-    with _Daemon(address, Deadline(2.0)) as daemon:
+    with _Daemon(address, Deadline(None)) as daemon:
         return [str(model["name"]) for model in daemon.models([])]
 
 
 class _Daemon:
-    """A connection to the daemon, for one command."""
+    """A connection to the daemon, for one command; closed at the end of the ``with`` block.
+
+    Args:
+        address: of its socket; ``None``: where docs/wire.md says.
+        deadline: of what is waited for.
+    """
 
     def __init__(self, address: str | None, deadline: Deadline) -> None:
         if address is None:
             address = settings.socket_address()
             settings.check_owner(address)
-        self._deadline = deadline
+        self.deadline = deadline
         self._connection: Connection = connect(address, deadline)
 
     def __enter__(self) -> _Daemon:
-        self._connection.greeted(self._deadline)
+        try:
+            self._connection.greeted(Deadline(ANSWER_S))
+        except BaseException:
+            self._connection.close()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         self._connection.close()
 
     def ask(self, op: str, **fields: object) -> dict[str, Any]:
-        """Return the reply to a request, without its id."""
-        reply = self._connection.call(op, fields, self._deadline)
+        """Return the reply to a request, without its id; descriptors are closed."""
+        deadline = self.deadline if op == "open" else Deadline(ANSWER_S)
+        reply = self._connection.call(op, fields, deadline)
         for descriptor in reply.descriptors:
-            _close(descriptor)
+            os.close(descriptor)
         return {key: value for key, value in reply.body.items() if key not in {"id", "fds"}}
 
     def status(self, names: Sequence[str]) -> dict[str, Any]:
@@ -78,12 +91,6 @@ class _Daemon:
     def models(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the models' part of the status reply."""
         return cast("list[dict[str, Any]]", self.status(names)["models"])
-
-
-def _close(descriptor: int) -> None:
-    import os
-
-    os.close(descriptor)
 
 
 # --- prefetch
@@ -104,37 +111,41 @@ def _prefetch_parser(name: str) -> Parser:
 
 
 def _prefetch(options: argparse.Namespace) -> int:
+    names = list(dict.fromkeys(options.names))
     with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
-        for name in options.names:
+        models = daemon.models(names)  # an unknown name is refused before any load begins
+        for name in names:
             daemon.ask("prefetch", model=name)
-        models = daemon.models(options.names)
         if not options.no_wait:
-            models = _follow(daemon, options.names, Deadline(options.timeout_s))
+            models = _follow(daemon, names)
+        elif options.json:
+            models = daemon.models(names)
     if options.json:
         print(json.dumps(models, indent=2))
-    failed = [model for model in models if model["state"] in {"failed", "absent"}]
-    for model in failed:
-        why = model["error"] or "it was evicted"
-        print(printable(f"cached: {model['name']}: {why}"), file=sys.stderr)
-    return FAILED if failed else OK
+    if options.no_wait:
+        return OK
+    lost = [model for model in models if model["state"] != "resident"]
+    for model in lost:
+        why = model["error"] or "it was evicted before it was complete; prefetch it again"
+        complain(f"{model['name']}: {why}")
+    return FAILED if lost else OK
 
 
-def _follow(daemon: _Daemon, names: Sequence[str], deadline: Deadline) -> list[dict[str, Any]]:
+def _follow(daemon: _Daemon, names: Sequence[str]) -> list[dict[str, Any]]:
     """Show progress on stderr until nothing more will come; return the last status."""
+    clock = SystemClock()
     progress = Progress(sys.stderr, terminal_of(sys.stderr))
     while True:
         models = daemon.models(names)
         samples = [_sample(model) for model in models]
-        progress.show(samples, time.monotonic())
+        progress.show(samples, clock.now_s())
         if all(sample.is_over for sample in samples):
             return models
-        if deadline.has_passed:
-            from cached.core.errors import TimedOut
-
+        if daemon.deadline.has_passed:
             late = ", ".join(sample.name for sample in samples if not sample.is_over)
             message = f"{late} did not become resident in time"
             raise TimedOut(message, hint="the load goes on: see cached status")
-        deadline.sleep(POLL_S)
+        daemon.deadline.sleep(POLL_S)
 
 
 def _sample(model: dict[str, Any]) -> Sample:
@@ -167,7 +178,7 @@ def _status(options: argparse.Namespace) -> int:
     with _Daemon(options.socket, Deadline(None)) as daemon:
         _show_status(daemon, options)
         while options.watch:
-            time.sleep(WATCH_S)
+            daemon.deadline.sleep(WATCH_S)
             _show_status(daemon, options)
     return OK
 
@@ -178,8 +189,12 @@ def _show_status(daemon: _Daemon, options: argparse.Namespace) -> None:
         print(json.dumps(reply, indent=None if options.watch else 2), flush=True)
         return
     terminal = terminal_of(sys.stdout)
-    clear = "\x1b[H\x1b[2J" if options.watch and terminal.is_terminal else ""
-    print(clear + status_table(reply, terminal), end="", flush=True)
+    table = status_table(reply, terminal)
+    if options.watch and terminal.is_terminal:  # drawn over the last one, without a flicker
+        table = HOME + table.replace("\n", f"{CLEAR_LINE}\n") + CLEAR_BELOW
+    elif options.watch:
+        table += "\n"
+    print(table, end="", flush=True)
 
 
 # --- wait and path
@@ -240,7 +255,7 @@ def _path(options: argparse.Namespace) -> int:
 def _evict_parser(name: str) -> Parser:
     made = Parser(
         name,
-        "Take models out of memory; refused while a worker holds them.",
+        "Take models out of memory; one that a worker holds stays, and the command fails.",
         ("cached evict llm", "cached evict llm clip"),
     )
     made.add_argument("names", nargs="+", metavar="NAME", help="of a configured model")
@@ -249,13 +264,19 @@ def _evict_parser(name: str) -> Parser:
 
 
 def _evict(options: argparse.Namespace) -> int:
-    from cached.core.units import format_bytes
-
+    code = OK
     with _Daemon(options.socket, Deadline(None)) as daemon:
         for name in options.names:
-            freed_bytes = daemon.ask("evict", model=name)["freed_bytes"]
-            print(f"{name}: {format_bytes(freed_bytes)} freed")
-    return OK
+            try:
+                freed_bytes = daemon.ask("evict", model=name)["freed_bytes"]
+            except DaemonUnavailable:
+                raise
+            except CachedError as error:  # the others are asked for all the same
+                complain(str(error))
+                code = FAILED
+            else:
+                print(f"{name}: {format_bytes(freed_bytes)} freed")
+    return code
 
 
 _PARSERS: dict[str, Callable[[str], Parser]] = {

@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from cached.client.settings import socket_address
+from cached.client.settings import default_address
 from cached.core.config import Given, Level, resolve, unknown_key
 from cached.core.errors import InvalidConfig
 from cached.core.options import MODEL_OPTIONS, OPTIONS, PATH, SOCKET
@@ -43,7 +43,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
         if path:
             levels.append(from_file(str(path), source))
             break
-    config = resolve([_absolute(level) for level in levels], _machine_defaults())
+    config = resolve([_absolute(level) for level in levels], _machine_defaults(environ))
     if not config.segment_root:
         message = f"segment_root is not given, and {SHARED_MEMORY} is not there"
         raise InvalidConfig(message, hint="name a directory on a tmpfs with --segment-root")
@@ -167,8 +167,7 @@ def _absolute(level: Level) -> Level:
     for option in OPTIONS:
         value = given[option.key].value if option.key in given else None
         if option.kind in {PATH, SOCKET} and isinstance(value, str) and _is_relative(value):
-            path = os.path.abspath(os.path.expanduser(value))
-            given[option.key] = given[option.key]._replace(value=path)
+            given[option.key] = given[option.key]._replace(value=os.path.abspath(value))
     return level._replace(options=given)
 
 
@@ -176,9 +175,10 @@ def _is_relative(path: str) -> bool:
     return bool(path.strip()) and not path.startswith(("/", "@"))
 
 
-def _machine_defaults() -> dict[str, Given]:
-    defaults = {"socket": Given(socket_address(), "the default")}
+def _machine_defaults(environ: Mapping[str, str]) -> dict[str, Given]:
+    uid = os.getuid()
+    defaults = {"socket": Given(default_address(environ, uid), "the default")}
     if os.path.isdir(SHARED_MEMORY):
-        root = f"{SHARED_MEMORY}/cached-{os.getuid()}"
+        root = f"{SHARED_MEMORY}/cached-{uid}"
         defaults["segment_root"] = Given(root, "the default")
     return defaults

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached import __version__
 from cached.cli.terminal import printable
-from cached.core.errors import CachedError, DaemonUnavailable, InvalidConfig, TimedOut
+from cached.core.errors import (
+    CachedError,
+    DaemonUnavailable,
+    InsecureEndpoint,
+    InvalidConfig,
+    TimedOut,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a broken pipe must show here, not at exit
     except CachedError as error:
-        print(f"cached: {printable(str(error))}", file=sys.stderr)
+        complain(str(error))
         return exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -77,9 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def complain(text: str) -> None:
+    """Print what is wrong on stderr, on one line."""
+    print(f"cached: {printable(text)}", file=sys.stderr)
+
+
 def exit_code(error: CachedError) -> int:
     """Return what a command ends with after this error."""
-    if isinstance(error, InvalidConfig):
+    if isinstance(error, InvalidConfig | InsecureEndpoint):
         return USAGE
     if isinstance(error, DaemonUnavailable):
         return UNAVAILABLE

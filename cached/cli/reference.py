@@ -41,7 +41,7 @@ cached: memory_budget must be at least 64 MiB, was 10 MiB (from --memory-budget)
 
 Sizes: `512MiB`, `8GiB`, `8GB`, `1.5Gi`, or bytes. Durations: `250ms`, `30s`, `1m30s`, or seconds.
 Switches: `true`/`false` (also `1 yes on`, `0 no off`); as flags `--anonymous`, `--no-anonymous`.
-Relative paths start at the working directory, `~` is your home.
+Relative paths start at the working directory.
 
 Credentials are no option: they are read where they are used, from the environment
 (`AWS_ACCESS_KEY_ID`…), the container's endpoint, a web identity, or the AWS configuration files.
@@ -55,7 +55,7 @@ A model has a name and a URI. At least one must be named.
 | way | looks like |
 |---|---|
 | flag, repeatable | `--model llm=s3://models/llama/` |
-| environment, separated by white space | `CACHED_MODELS="llm=s3://m/llama/ clip=s3://m/clip.safetensors"` |
+| environment, separated by white space | `CACHED_MODELS="llm=s3://m/llama/ b=s3://m/b.bin"` |
 | file | `[models.llm]` and below it the keys of this table |
 
 A name is 1 to 128 letters, digits, `.`, `_` or `-`, the first a letter or digit. A URI is
@@ -73,7 +73,8 @@ SOCKET_HEAD = """\
 Daemon and workers find each other by the same rule: `--socket`; else `CACHED_SOCKET`; else `socket`
 in the file; else on Lambda `@cached-UID`; `/cached/cached.sock` where the directory `/cached` is;
 `$XDG_RUNTIME_DIR/cached.sock`; `/tmp/cached-UID/cached.sock`, whose directory must be yours and is
-made with mode 0700. A leading `@` means an abstract socket.
+made with mode 0700. A leading `@` means an abstract socket. Workers and commands read the file only
+where `CACHED_CONFIG` names it: if the daemon's `--config` moves the socket, tell them so.
 """
 
 CLI_HEAD = """\

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TextIO
 
+HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 COLOURS = {"resident": "32", "failed": "31"}  # green, red
 BUSY = "33"  # yellow: every state on the way
 QUIET = {"absent"}

@@ -96,8 +96,8 @@ def model_uri(name: str, environ: Mapping[str, str] | None = None) -> str | None
             return uri
     models = _file(environ).get("models")
     entry = models.get(name) if isinstance(models, dict) else None
-    uri = entry.get("uri") if isinstance(entry, dict) else None
-    return uri if isinstance(uri, str) else None
+    found = entry.get("uri") if isinstance(entry, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def store_settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:

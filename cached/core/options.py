@@ -157,7 +157,7 @@ def _socket(value: object) -> str:
 
 def _endpoint(value: object) -> str:
     text = _text(value).rstrip("/")
-    if not re.fullmatch(r"https?://[^/?#@\s]+", text):
+    if not re.fullmatch(r"https?://[^?#@\s]+", text):
         raise ValueError
     return text
 
@@ -192,7 +192,7 @@ PATH = Kind(_text, "a path", "PATH")
 SOCKET = Kind(
     _socket, f"a path of at most {MAX_SOCKET_BYTES} bytes, or @NAME (abstract)", "PATH|@NAME"
 )
-ENDPOINT = Kind(_endpoint, "https://HOST[:PORT] or http://HOST[:PORT]", "URL")
+ENDPOINT = Kind(_endpoint, "http[s]://HOST[:PORT][/PATH]", "URL")
 REGION = Kind(_region, "a region such as eu-central-1", "REGION")
 
 MEMORY, SERVING, STORE, FETCHING, LOGS = "memory", "serving", "object store", "fetching", "logs"

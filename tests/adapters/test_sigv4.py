@@ -127,7 +127,7 @@ header_values = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), m
     wall_s=st.floats(0, 4e9),
     signs_payload=st.booleans(),
 )
-def test_any_request_is_signed_as_botocore_signs_it(
+def test_any_request_is_signed_as_botocore_signs_it(  # noqa: PLR0913, PLR0917 - hypothesis hands each over by name
     key: str,
     query: dict[str, str],
     more: dict[str, str],

@@ -119,6 +119,7 @@ def test_the_rate_is_of_the_last_seconds():
     rate = Rate()
     assert rate.add(0.0, 0) == 0.0
     assert rate.add(1.0, 100) == 100.0
+    found = 0.0
     for second in range(2, 10):
         found = rate.add(float(second), 100 + 10 * (second - 1))
     assert found == 10.0

@@ -150,10 +150,10 @@ TestEngine = EngineMachine.TestCase
 def test_a_prefetched_model_becomes_resident_and_the_daemon_ready():
     world = World(LISTINGS, prefetch=LISTINGS)
 
-    assert not world.is_ready
+    is_ready_before = world.is_ready
     world.run()
 
-    assert world.is_ready
+    assert (is_ready_before, world.is_ready) == (False, True)
     assert {world.status(name)["state"] for name in LISTINGS} == {"resident"}
 
 
@@ -180,12 +180,12 @@ def test_a_drain_answers_what_is_waited_for_and_then_stops():
     world = World(LISTINGS)
     _, request = world.opened("big", until="ready")
     world.post(DrainRequested())
-    assert not world.is_drained
+    is_drained_before = world.is_drained
     refused = world.opened("small")[1]
 
     world.run()
 
-    assert world.is_drained
+    assert (is_drained_before, world.is_drained) == (False, True)
     answer, late = world.answer(request), world.answer(refused)
     assert answer is not None
     assert answer.code is None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
             *flags: str,
             more: Mapping[str, str] | None = None,
             prefetch: bool = False,
+            at: Path | None = None,
             command: tuple[str, ...] = ...,
         ) -> Served: ...
 

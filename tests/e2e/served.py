@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sysconfig
 import tempfile
@@ -72,13 +73,14 @@ class Served:
         *flags: str,
         more: Mapping[str, str] | None = None,
         prefetch: bool = False,
+        at: Path | None = None,
         command: tuple[str, ...] = (str(COMMAND),),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="cached-e2e-"))
         self.root = Path(
             tempfile.mkdtemp(prefix="cached-e2e-", dir=TMPFS if TMPFS.is_dir() else None)
         )
-        self.socket = self.directory / "cached.sock"
+        self.socket = self.directory / "cached.sock" if at is None else at
         self.log = self.directory / "log"
         self.http_port = free_port()
         config = self.directory / "cached.toml"
@@ -105,10 +107,14 @@ class Served:
     def wait_for_start(self) -> None:
         """Return once it listens."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not self.socket.exists():
+        while not self._listens():
             assert self.process.poll() is None, f"the daemon ended:\n{self.log.read_text()}"
             assert time.monotonic() < deadline_s, f"the daemon is silent:\n{self.log.read_text()}"
             time.sleep(0.002)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def worker_environment(self) -> dict[str, str]:
         """Return what a worker needs to find it."""
@@ -179,8 +185,13 @@ class Served:
         self.process.wait()
 
     def left_files(self) -> list[str]:
-        """Return the files that are in its segment root."""
-        return sorted(str(path) for path in self.root.rglob("*") if path.is_file())
+        """Return what is in its segment root, directories and the lock of a running daemon apart."""
+        is_running = self.process.poll() is None
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in self.root.rglob("*")
+            if not path.is_dir() and not (is_running and path == self.root / "lock")
+        )
 
     def remove(self) -> None:
         """Kill it if it still runs, and remove everything."""

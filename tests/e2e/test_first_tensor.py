@@ -27,7 +27,7 @@ def test_a_tensor_that_is_asked_for_arrives_before_the_rest(
     daemon: Daemons, slow_stores: SlowStores, number: int
 ):
     store = slow_stores(TENSORS, TENSOR_BYTES, LINK_BYTES_PER_S)
-    served = daemon({"llm": store.uri}, more=store.environment)
+    daemon({"llm": store.uri}, more=store.environment)
     with cached.open("llm", timeout_s=15) as model:
         time.sleep(PREFETCH_AGE_S)
         began_s = time.monotonic()

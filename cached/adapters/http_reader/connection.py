@@ -47,6 +47,11 @@ class Connection:
         return self._is_done and self._keeps_alive and not self._receiver.is_cancelled
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether ``cancel`` was called."""
+        return self._receiver.is_cancelled
+
+    @property
     def is_untouched(self) -> bool:
         """Whether no byte of a reply to the last request has come."""
         return self._receiver.is_untouched

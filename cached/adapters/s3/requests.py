@@ -40,6 +40,8 @@ if TYPE_CHECKING:
         @property
         def is_reusable(self) -> bool: ...  # noqa: D102
         @property
+        def is_cancelled(self) -> bool: ...  # noqa: D102
+        @property
         def is_untouched(self) -> bool: ...  # noqa: D102
         def is_quiet(self) -> bool: ...  # noqa: D102
         def watch(self, on_idle: Callable[[float], None] | None) -> None: ...  # noqa: D102
@@ -215,7 +217,8 @@ class Requests:
             return connection, connection.head(has_body=call.method != "HEAD")
         except StoreUnavailable:
             # A quiet one is still open: nothing came in time.
-            is_stale = kept and connection.is_untouched and not connection.is_quiet()
+            is_closed = connection.is_untouched and not connection.is_quiet()
+            is_stale = kept and is_closed and not connection.is_cancelled
             connection.close()
             if not is_stale:
                 raise

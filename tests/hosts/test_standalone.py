@@ -1,0 +1,47 @@
+"""The standalone host: what starts when, and when it is ready."""
+
+from __future__ import annotations
+
+import pytest
+
+from cached.core import effects, events
+from cached.core.errors import ObjectMissing
+from cached.hosts.standalone import HttpStart, Readiness, _directory_mode
+
+
+def test_http_starts_once_when_the_first_get_has_brought_something():
+    starts: list[int] = []
+    http = HttpStart(lambda: starts.append(1))
+    http.decided(effects.WakeAt(1.0), 0.0)
+    assert starts == []
+
+    http.decided(effects.Refused("m", "over_budget", "no room"), 0.0)
+    http.decided(effects.Refused("m", "over_budget", "no room"), 0.0)
+
+    assert starts == [1]
+
+
+def test_http_starts_when_there_will_be_no_get():
+    starts: list[int] = []
+    http = HttpStart(lambda: starts.append(1))
+
+    http.happened(events.ResolveFailed("m", ObjectMissing("nothing")), 0.0)
+
+    assert starts == [1]
+
+
+def test_readiness_latches():
+    readiness = Readiness()
+    assert readiness.why_not()
+
+    readiness.decided(effects.MarkReady(), 0.0)
+    readiness.decided(effects.Drained(), 0.0)
+
+    assert readiness.why_not() == ""
+
+
+@pytest.mark.parametrize(
+    ("socket_mode", "directory_mode"), [(0o600, 0o700), (0o660, 0o750), (0o666, 0o755)]
+)
+def test_who_may_connect_may_look_a_model_up(socket_mode, directory_mode):
+    assert _directory_mode(socket_mode) == directory_mode
