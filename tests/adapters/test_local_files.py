@@ -97,6 +97,13 @@ def test_a_file_that_may_not_be_read_says_so(place: Directory):
         fetched(place.store, part_of(manifest, manifest.objects[0]))
 
 
+def test_a_link_to_a_directory_is_refused_rather_than_left_out(place: Directory):
+    place.put("llm/sub/a", b"a")
+    (place.root / "llm/again").symlink_to("sub")
+    with pytest.raises(ObjectRefused, match="again is a link to a directory"):
+        place.store.resolve(ModelRef("llm", place.uri("llm/")))
+
+
 def test_a_file_that_is_written_while_it_is_read_is_noticed(place: Directory):
     place.put("llm/a", b"0123456789")
     manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))

@@ -1,83 +1,316 @@
-"""The commands that talk to a daemon: what they print, and what they end with."""
+"""The control commands against a real daemon in threads, and a scripted one for what that never says."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
 
-import cached
+import pytest
+
+from cached.cli import control
 from cached.cli.control import model_names
 from cached.cli.main import main
+from cached.client.deadline import Deadline
+from tests.fakes.local_daemon import (
+    MIB,
+    GatedStore,
+    LocalDaemon,
+    ScriptedDaemon,
+    open_descriptors,
+    padded,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+WEIGHTS = padded("w", b"weights")
+HELD = "model.safetensors"
 
 
-def test_prefetch_loads_a_model_and_tells_its_progress_in_lines(served, capsys):
-    assert main(["prefetch", "m"]) == 0
-
-    assert "m: resident" in capsys.readouterr().err
-    assert served.status()["state"] == "resident"
+@pytest.fixture
+def store() -> GatedStore:
+    return GatedStore({HELD: WEIGHTS})
 
 
-def test_prefetch_can_leave_the_load_to_the_daemon_and_print_json(served, capsys):
-    assert main(["prefetch", "m", "--no-wait", "--json"]) == 0
-
-    (model,) = json.loads(capsys.readouterr().out)
-    assert model["name"] == "m"
-
-
-def test_status_is_a_table_or_the_daemons_reply(served, capsys):
-    main(["prefetch", "m"])
-    capsys.readouterr()
-
-    assert main(["status"]) == 0
-    table = capsys.readouterr().out
-    assert main(["status", "m", "--json"]) == 0
-    reply = json.loads(capsys.readouterr().out)
-
-    assert "resident" in table
-    assert "memory:" in table
-    assert reply["models"][0]["state"] == "resident"
-    assert "id" not in reply
+@pytest.fixture
+def daemon(
+    tmp_path: Path, store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LocalDaemon]:
+    started = LocalDaemon(tmp_path, store, names=("llm", "clip"))
+    monkeypatch.setenv("CACHED_SOCKET", started.address)
+    yield started
+    store.release(HELD)
+    started.stop()
 
 
-def test_wait_loads_what_is_absent(served):
-    assert main(["wait", "m", "--until", "header", "--timeout", "10s"]) == 0
-    assert main(["wait", "m"]) == 0
-
-    assert served.status()["state"] == "resident"
-
-
-def test_path_prints_a_directory_with_the_files(served, capsys):
-    assert main(["path", "m"]) == 0
-
-    assert sorted(os.listdir(capsys.readouterr().out.strip())) == ["a.safetensors", "config.json"]
+@pytest.fixture
+def hold(store: GatedStore) -> None:
+    """Let nothing past the header come, until ``store.release``."""
+    store._closed_gates.add(HELD)
 
 
-def test_evict_frees_and_is_refused_while_the_model_is_leased(served, capsys):
-    with cached.open("m", timeout_s=10) as model:
-        model.wait()
-        assert main(["evict", "m"]) == 1
-        assert "leased" in capsys.readouterr().err
-    served.wait_for_leases(0)
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """Do these one after the other instead of sleeping; then Ctrl-C."""
+    doings: list[Callable[[], object]] = []
 
-    assert main(["evict", "m"]) == 0
+    def sleep(deadline: Deadline, seconds: float) -> None:
+        if not doings:
+            raise KeyboardInterrupt
+        doings.pop(0)()
 
-    assert "freed" in capsys.readouterr().out
-
-
-def test_an_unknown_model_is_named_with_those_that_are_known(served, capsys):
-    assert main(["wait", "nobody"]) == 1
-
-    assert "known are m" in capsys.readouterr().err
+    monkeypatch.setattr(Deadline, "sleep", sleep)
+    return doings
 
 
-def test_without_a_daemon_every_command_says_how_to_start_one(tmp_path, capsys):
-    nowhere = str(tmp_path / "none.sock")
-    for command in (["status"], ["prefetch", "m"], ["wait", "m"], ["path", "m"], ["evict", "m"]):
-        assert main([*command, "--socket", nowhere]) == 3
-        error = capsys.readouterr().err
-        assert nowhere in error
-        assert "cached serve" in error
+@pytest.fixture
+def scripted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[ScriptedDaemon], None]], None]]:
+    """Return a function that plays a script to the next command."""
+    address = str(tmp_path / "scripted.sock")
+    monkeypatch.setenv("CACHED_SOCKET", address)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    threads = []
+
+    def play(script: Callable[[ScriptedDaemon], None]) -> None:
+        def serve() -> None:
+            connected, _ = listener.accept()
+            daemon = ScriptedDaemon(connected)
+            try:
+                script(daemon)
+            finally:
+                daemon.close()
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+
+    yield play
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    listener.close()
 
 
-def test_model_names_are_those_of_the_daemon(served):
-    assert model_names() == ["m"]
+def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run a command, and return what it printed and what it said on stderr."""
+    found = main(list(arguments))
+    out, err = capsys.readouterr()
+    assert found == code, err
+    return out, err
+
+
+def model(daemon: LocalDaemon, name: str = "llm") -> dict[str, Any]:
+    return daemon.status(name)
+
+
+def test_prefetch_waits_until_the_model_is_resident(daemon, capsys):
+    out, err = output(capsys, "prefetch", "llm")
+    assert model(daemon)["state"] == "resident"
+    assert out == ""
+    assert err.splitlines()[-1].startswith("llm: resident, 1 MiB in ")
+
+
+def test_prefetch_shows_how_far_it_is(daemon, store, hold, sleeps, capsys):
+    sleeps += [lambda: None] * 3 + [lambda: store.release(HELD)]
+    sleeps += [lambda: threading.Event().wait(0.01)] * 500  # the rest comes from another thread
+    _, err = output(capsys, "prefetch", "llm")
+    assert err.splitlines()[-1].startswith("llm: resident, ")
+    assert len(err.splitlines()) >= 2
+
+
+def test_prefetch_prints_the_status_at_the_end_as_json(daemon, capsys):
+    out, _ = output(capsys, "prefetch", "llm", "clip", "--json")
+    assert [(each["name"], each["state"]) for each in json.loads(out)] == [
+        ("llm", "resident"),
+        ("clip", "resident"),
+    ]
+
+
+def test_prefetch_without_waiting_only_begins(daemon, hold, capsys):
+    assert output(capsys, "prefetch", "llm", "--no-wait") == ("", "")
+    assert model(daemon)["state"] in {"resolving", "admitting", "loading"}
+    out, _ = output(capsys, "prefetch", "llm", "--no-wait", "--json")
+    assert [each["name"] for each in json.loads(out)] == ["llm"]
+
+
+def test_prefetch_gives_up_in_time_and_the_load_goes_on(daemon, hold, capsys):
+    _, err = output(capsys, "prefetch", "llm", "--timeout", "0s", code=4)
+    assert "cached: llm did not become resident in time; the load goes on" in err
+    assert model(daemon)["state"] != "absent"
+
+
+def test_prefetch_begins_nothing_if_one_name_is_unknown(daemon, capsys):
+    _, err = output(capsys, "prefetch", "llm", "lmm", code=1)
+    assert err.startswith("cached: no model named 'lmm' is configured")
+    assert model(daemon)["state"] == "absent"
+
+
+def test_prefetch_of_what_cannot_be_loaded_tells_why(daemon, store, capsys):
+    store.objects.clear()
+    _, err = output(capsys, "prefetch", "llm", code=1)
+    assert "llm: failed\n" in err
+    assert err.splitlines()[-1].startswith("cached: llm: ")
+
+
+def test_prefetch_tells_that_a_model_was_evicted_meanwhile(scripted, capsys):
+    entry = {"name": "llm", "committed_bytes": 0, "size_bytes": None, "load_s": None, "error": None}
+
+    def script(daemon):
+        daemon.greet()
+        for op, state in (("status", "absent"), ("prefetch", ""), ("status", "absent")):
+            request = daemon.expect(op)
+            models = {"models": [{**entry, "state": state}]} if op == "status" else {}
+            daemon.send({"id": request["id"], "state": "resolving", **models})
+
+    scripted(script)
+    _, err = output(capsys, "prefetch", "llm", code=1)
+    assert "cached: llm: it was evicted before it was complete; prefetch it again\n" in err
+
+
+def test_status_is_a_table(daemon, capsys):
+    output(capsys, "prefetch", "llm")
+    out, _ = output(capsys, "status")
+    lines = out.splitlines()
+    assert lines[0].startswith("daemon 0.1.0, pid ")
+    assert lines[1].startswith("memory: 1 MiB of 1 GiB used, ")
+    assert [line.split()[:2] for line in lines[3:]] == [
+        ["NAME", "STATE"],
+        ["llm", "resident"],
+        ["clip", "absent"],
+    ]
+    assert lines[4].endswith(model(daemon)["path"])
+
+
+def test_status_of_some_models_shows_those(daemon, capsys):
+    out, _ = output(capsys, "status", "clip", "--json")
+    assert [each["name"] for each in json.loads(out)["models"]] == ["clip"]
+    out, _ = output(capsys, "status", "clip", "llm", "--json")
+    assert [each["name"] for each in json.loads(out)["models"]] == ["clip", "llm"]
+    _, err = output(capsys, "status", "nobody", code=1)
+    assert "nobody" in err
+
+
+def test_status_as_json_is_the_daemons_reply(daemon, capsys):
+    out, _ = output(capsys, "status", "--json")
+    reply = json.loads(out)
+    assert reply["socket"] == daemon.address
+    assert {each["name"] for each in reply["models"]} == {"llm", "clip"}
+    assert reply.keys().isdisjoint({"id", "fds"})
+
+
+def test_watching_ends_with_ctrl_c(daemon, sleeps, capsys):
+    sleeps += [lambda: None]
+    out, err = output(capsys, "status", "--watch", "--json", code=130)
+    assert [json.loads(line)["pid"] for line in out.splitlines()] == [os.getpid()] * 2
+    assert err == ""
+    sleeps += [lambda: None]
+    out, _ = output(capsys, "status", "--watch", code=130)
+    assert out.count("\nNAME") == 2
+    assert "\x1b" not in out
+
+
+def test_watching_a_daemon_that_ends_is_told(daemon, sleeps, capsys):
+    sleeps += [daemon.hang_up]
+    _, err = output(capsys, "status", "--watch", code=3)
+    assert "closed the connection" in err
+
+
+def test_wait_loads_what_is_absent(daemon, capsys):
+    assert output(capsys, "wait", "llm", "--timeout", "10s") == ("", "")
+    assert model(daemon)["state"] == "resident"
+
+
+def test_wait_until_the_header_does_not_wait_for_the_rest(daemon, hold, capsys):
+    assert output(capsys, "wait", "llm", "--until", "header") == ("", "")
+    assert model(daemon)["state"] == "loading"
+
+
+def test_wait_gives_up_in_time(daemon, hold, capsys):
+    _, err = output(capsys, "wait", "llm", "--timeout", "50ms", code=4)
+    assert err.startswith("cached: ")
+    assert err.count("\n") == 1
+
+
+def test_path_prints_the_directory(daemon, capsys):
+    out, _ = output(capsys, "path", "llm")
+    with open(f"{out.strip()}/{HELD}", "rb") as file:
+        assert file.read() == WEIGHTS
+
+
+def test_path_of_a_model_without_one_says_so(scripted, capsys):
+    def script(daemon):
+        daemon.greet()
+        request = daemon.expect("open")
+        daemon.send({"id": request["id"], "path": None, "complete": True})
+
+    scripted(script)
+    _, err = output(capsys, "path", "llm", code=1)
+    assert "llm has no directory" in err
+
+
+def test_no_command_keeps_a_lease_or_a_descriptor(daemon, capsys):
+    before = len(open_descriptors())
+    output(capsys, "path", "llm")
+    output(capsys, "wait", "llm")
+    daemon.wait_for_leases
+    while daemon.status("llm")["leases"]:
+        daemon._leavings.left.get(timeout=10)
+    assert output(capsys, "evict", "llm")[0] == "llm: 1 MiB freed\n"
+    assert len(open_descriptors()) <= before
+
+
+def test_evict_goes_on_after_one_that_cannot(daemon, capsys):
+    output(capsys, "prefetch", "llm")
+    out, err = output(capsys, "evict", "nobody", "llm", code=1)
+    assert out == "llm: 1 MiB freed\n"
+    assert "nobody" in err
+
+
+def test_the_flag_names_the_socket_before_the_environment(daemon, monkeypatch, capsys):
+    monkeypatch.setenv("CACHED_SOCKET", "/nowhere/s")
+    out, _ = output(capsys, "status", "--socket", daemon.address, "--json")
+    assert json.loads(out)["socket"] == daemon.address
+    _, err = output(capsys, "status", code=3)
+    assert "/nowhere/s" in err
+
+
+def test_a_daemon_of_another_generation_is_named(scripted, capsys):
+    def script(daemon):
+        request = daemon.expect("hello")
+        error = {"code": "protocol_mismatch", "message": "yours 1, mine 2", "hint": "upgrade"}
+        daemon.send({"id": request["id"], "error": error})
+
+    scripted(script)
+    _, err = output(capsys, "status", code=1)
+    assert err == "cached: yours 1, mine 2; upgrade\n"
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(scripted, monkeypatch, capsys):
+    monkeypatch.setattr(control, "ANSWER_S", 0.05)
+    done = threading.Event()
+
+    def script(daemon):
+        daemon.greet()
+        done.wait(10)
+
+    scripted(script)
+    try:
+        _, err = output(capsys, "status", code=4)
+    finally:
+        done.set()
+    assert "no reply from the daemon" in err
+
+
+def test_names_are_those_of_the_daemon(daemon):
+    assert model_names() == ["llm", "clip"]
+
+
+def test_sizes_are_told_for_people(daemon):
+    assert len(WEIGHTS) > MIB

@@ -1,64 +1,265 @@
-"""Configuration: flags go before the environment, that before the file, that before defaults."""
+"""Every option can be given in each of its ways, and what nobody reads is an error."""
 
 from __future__ import annotations
 
+import json
+import os
+from typing import TYPE_CHECKING
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cached.cli.load import load
+from cached.cli import serve
+from cached.cli.load import from_document, from_environment, from_file, from_flags, load
+from cached.core.config import Given
 from cached.core.errors import InvalidConfig
+from cached.core.objects import ModelRef
+from cached.core.options import OPTIONS, SWITCH
+from tests.reference.settings import SAMPLES
 
-MODEL = {"model": ["m=s3://b/m/"]}
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cached.core.config import Config
+
+FIELDS = {option.key: option.field for option in OPTIONS}
+SWITCHES = {option.key for option in OPTIONS if option.kind is SWITCH}
+LLM = "llm=s3://models/llama/"
+CASES = [(key, text, meant) for key, samples in SAMPLES.items() for text, meant in samples]
 
 
-def test_levels_overrule_each_other_in_order(tmp_path):
-    file = tmp_path / "cached.toml"
-    file.write_text('fetch_threads = 2\nregion = "eu-west-1"\nlog_level = "debug"\n')
+def flag(key: str, text: str, meant: object) -> list[str]:
+    name = key.replace("_", "-")
+    if key in SWITCHES:
+        return [f"--{name}" if meant else f"--no-{name}"]
+    return [f"--{name}={text}"]
+
+
+def loaded(*arguments: str, environ: dict[str, str] | None = None) -> Config:
+    options = serve.parser("serve").parse([f"--model={LLM}", *arguments])
+    return load(vars(options), environ or {})
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "cached.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(("key", "text", "meant"), CASES)
+def test_by_flag(key: str, text: str, meant: object):
+    assert getattr(loaded(*flag(key, text, meant)), FIELDS[key]) == meant
+
+
+@pytest.mark.parametrize(("key", "text", "meant"), CASES)
+def test_by_environment(key: str, text: str, meant: object):
+    config = loaded(environ={"CACHED_" + key.upper(): text})
+    assert getattr(config, FIELDS[key]) == meant
+
+
+@pytest.mark.parametrize(("key", "text", "meant"), CASES)
+def test_by_file(tmp_path: Path, key: str, text: str, meant: object):
+    path = written(tmp_path, f"{key} = {json.dumps(text)}")
+    assert getattr(loaded(f"--config={path}"), FIELDS[key]) == meant
+    assert getattr(loaded(environ={"CACHED_CONFIG": path}), FIELDS[key]) == meant
+
+
+def test_a_file_may_use_the_types_of_toml(tmp_path: Path):
+    text = "memory_budget = 1073741824\nfetch_threads = 3\nanonymous = true\ndrain_timeout = 1.5"
+    config = loaded(f"--config={written(tmp_path, text)}")
+    assert config.memory_budget_bytes == 1 << 30
+    assert config.fetch_threads == 3
+    assert config.anonymous is True
+    assert config.drain_timeout_s == 1.5
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path: Path):
+    path = written(tmp_path, "fetch_threads = 1\nmax_attempts = 1\nregion = 'file'")
+    environ = {"CACHED_FETCH_THREADS": "2", "CACHED_MAX_ATTEMPTS": "2", "CACHED_CONFIG": path}
+    config = loaded("--fetch-threads=3", environ=environ)
+    assert (config.fetch_threads, config.max_attempts, config.region) == (3, 2, "file")
+
+
+def test_the_flag_names_the_file_before_the_environment(tmp_path: Path):
+    path = written(tmp_path, "fetch_threads = 3")
+    environ = {"CACHED_CONFIG": "/nowhere/cached.toml"}
+    assert loaded(f"--config={path}", environ=environ).fetch_threads == 3
+
+
+def test_what_the_aws_sdks_read_is_below_our_own_names():
     environ = {
-        "CACHED_CONFIG": str(file),
-        "CACHED_FETCH_THREADS": "3",
-        "CACHED_REGION": "eu-west-2",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_DEFAULT_REGION": "default",
+        "AWS_CA_BUNDLE": "/etc/hosts",
     }
-
-    config = load({**MODEL, "fetch_threads": "4"}, environ)
-
-    assert config.fetch_threads == 4
-    assert config.region == "eu-west-2"
-    assert config.log_level == "debug"
-    assert config.http_port == 9400
-
-
-def test_models_come_from_all_levels(tmp_path):
-    file = tmp_path / "cached.toml"
-    file.write_text('[models.a]\nuri = "s3://b/a/"\npinned = true\n')
-    environ = {"CACHED_CONFIG": str(file), "CACHED_MODELS": "b=s3://b/b/\n c=file:///c/"}
-
-    config = load({"model": ["a=s3://other/"]}, environ)
-
-    found = {ref.name: ref for ref in config.models}
-    assert set(found) == {"a", "b", "c"}
-    assert found["a"].uri == "s3://other/"
-    assert found["a"].pinned
+    config = loaded(environ=environ)
+    assert config.endpoint_url == "http://127.0.0.1:1"
+    assert config.region == "default"
+    assert config.ca_bundle == "/etc/hosts"
+    environ |= {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:2", "AWS_REGION": "region"}
+    config = loaded(environ=environ)
+    assert (config.endpoint_url, config.region) == ("http://127.0.0.1:2", "region")
+    environ |= {"CACHED_ENDPOINT_URL": "http://127.0.0.1:3", "CACHED_REGION": "ours"}
+    config = loaded(environ=environ)
+    assert (config.endpoint_url, config.region) == ("http://127.0.0.1:3", "ours")
 
 
-def test_variables_of_the_aws_sdks_are_read_below_ours():
-    environ = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "x"}
+def test_endpoints_are_ignored_where_the_sdks_are_told_so():
+    environ = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
+        "AWS_REGION": "region",
+    }
+    assert loaded(environ=environ).endpoint_url is None
+    assert loaded(environ=environ).region == "region"
 
-    assert load(MODEL, environ).endpoint_url == "http://127.0.0.1:1"
-    assert load(MODEL, {**environ, "CACHED_REGION": "y"}).region == "y"
+
+def test_an_empty_variable_is_not_set():
+    environ = {"CACHED_REGION": "", "CACHED_MODELS": "", "CACHED_CONFIG": "", "AWS_REGION": "r"}
+    assert loaded(environ=environ).region == "r"
+
+
+def test_models_come_from_all_levels(tmp_path: Path):
+    path = written(
+        tmp_path,
+        '[models.llm]\nuri = "s3://old/"\npinned = true\n'
+        '[models.clip]\nuri = "s3://c/clip.safetensors"\nprefetch = false',
+    )
+    environ = {"CACHED_MODELS": "a=s3://m/a/\n\tb=s3://m/b/", "CACHED_CONFIG": path}
+    assert loaded(environ=environ).models == (
+        ModelRef("llm", "s3://models/llama/", prefetch=True, pinned=True),
+        ModelRef("a", "s3://m/a/"),
+        ModelRef("b", "s3://m/b/"),
+        ModelRef("clip", "s3://c/clip.safetensors", prefetch=False),
+    )
+
+
+def test_a_uri_may_hold_an_equals_sign():
+    level = from_flags({"model": ["m=s3://b/x=y/"]})
+    assert level.models == {"m": {"uri": Given("s3://b/x=y/", "--model")}}
 
 
 @pytest.mark.parametrize(
-    ("flags", "environ", "words"),
+    ("flags", "message"),
     [
-        (MODEL, {"CACHED_FETCH_THREAD": "1"}, "did you mean CACHED_FETCH_THREADS"),
-        ({**MODEL, "memory_budget": "10MiB"}, {}, "memory_budget must be at least 64 MiB"),
-        ({"model": ["m=http://x/"]}, {}, "uri"),
-        ({"model": ["m"]}, {}, "NAME=URI"),
-        (MODEL, {"CACHED_CONFIG": "/nowhere.toml"}, "/nowhere.toml"),
+        ({"model": ["s3://b/x"]}, "a model must be NAME=URI, was 's3://b/x' (from --model)"),
+        ({"model": ["s3://b/x=y"]}, "a model must be NAME=URI, was 's3://b/x=y' (from --model)"),
+        ({"model": ["=s3://b/x"]}, "a model must be NAME=URI, was '=s3://b/x' (from --model)"),
+        ({"model": [LLM, LLM]}, "model llm is named twice (from --model)"),
     ],
 )
-def test_what_is_wrong_is_named(flags, environ, words):
-    with pytest.raises(InvalidConfig) as refused:
-        load(flags, environ)
+def test_a_model_that_is_not_one_is_refused(flags: dict[str, object], message: str):
+    with pytest.raises(InvalidConfig) as caught:
+        from_flags(flags)
+    assert caught.value.message == message
 
-    assert words in str(refused.value)
+
+def test_an_unknown_variable_is_refused_with_the_nearest():
+    with pytest.raises(InvalidConfig) as caught:
+        from_environment({"CACHED_MEMORY_BUGDET": "8GiB", "PATH": "/bin"})
+    assert str(caught.value) == (
+        "unknown variable CACHED_MEMORY_BUGDET (from the environment); "
+        "did you mean CACHED_MEMORY_BUDGET?"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CACHED_PORT",
+        "CACHED_SERVICE_HOST",
+        "CACHED_SERVICE_PORT",
+        "CACHED_SERVICE_PORT_METRICS",
+        "CACHED_PORT_9400_TCP",
+        "CACHED_PORT_9400_TCP_ADDR",
+        "CACHED_METRICS_SERVICE_HOST",
+        "CACHED_METRICS_PORT_9400_UDP_PROTO",
+    ],
+)
+def test_what_kubernetes_makes_of_a_service_is_let_be(name: str):
+    assert from_environment({name: "tcp://10.0.0.1:9400"}).options == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"memory-budget": "1GiB"}, "unknown key memory-budget (from c.toml)"),
+        ({"model": {}}, "unknown key model (from c.toml)"),
+        ({"models": LLM}, f"models must be tables such as [models.llm], was '{LLM}' (from c.toml)"),
+        ({"models": {"llm": "s3://"}}, "models.llm must be a table, was 's3://' (from c.toml)"),
+        ({"models": {"llm": {"url": "s3://"}}}, "unknown key models.llm.url (from c.toml)"),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused(document: dict[str, object], message: str):
+    with pytest.raises(InvalidConfig) as caught:
+        from_document(document, "c.toml")
+    assert caught.value.message == message
+    assert caught.value.hint
+
+
+keys = st.sampled_from([*FIELDS, "models", "model"]) | st.text(max_size=3)
+values = st.recursive(
+    st.booleans() | st.integers() | st.text(max_size=5),
+    lambda deeper: st.lists(deeper, max_size=2) | st.dictionaries(keys, deeper, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(keys, values, max_size=4))
+def test_any_document_is_read_or_refused(document: dict[str, object]):
+    try:
+        level = from_document(document, "c.toml")
+    except InvalidConfig:
+        return
+    assert level.options.keys() | {"models"} >= document.keys()
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path):
+    with pytest.raises(InvalidConfig, match=r"cannot read /nowhere/c\.toml: No such file"):
+        from_file("/nowhere/c.toml", "--config")
+    with pytest.raises(InvalidConfig, match=r"Is a directory \(from CACHED_CONFIG\)"):
+        from_file(str(tmp_path), "CACHED_CONFIG")
+    with pytest.raises(InvalidConfig, match=r"is not TOML: .*line 2.*\(from --config\)"):
+        from_file(written(tmp_path, "\nmemory_budget 1"), "--config")
+    (tmp_path / "latin").write_bytes(b'region = "\xe4"')
+    with pytest.raises(InvalidConfig, match="is not TOML"):
+        from_file(str(tmp_path / "latin"), "--config")
+
+
+def test_relative_paths_start_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = loaded("--segment-root=segments", "--socket=./s", environ={})
+    assert config.segment_root == f"{tmp_path}/segments"
+    assert config.socket == f"{tmp_path}/s"
+
+
+def test_certificates_that_cannot_be_read_are_refused_at_start():
+    with pytest.raises(InvalidConfig, match=r"ca_bundle must be a readable file, was '/no/where'"):
+        loaded("--ca-bundle=/no/where")
+
+
+def test_the_machine_gives_socket_and_segment_root():
+    config = loaded(environ={"AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9001"})
+    assert config.socket == f"@cached-{os.getuid()}"
+    assert config.segment_root == f"/dev/shm/cached-{os.getuid()}"
+
+
+def test_without_a_tmpfs_the_segment_root_must_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cached.cli.load.SHARED_MEMORY", str(tmp_path / "none"))
+    with pytest.raises(InvalidConfig, match=r"segment_root is not given.*--segment-root"):
+        loaded()
+    assert loaded("--segment-root=/mnt/m").segment_root == "/mnt/m"
+
+
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith(("CACHED_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CACHED_MODELS", LLM)
+    monkeypatch.setenv("CACHED_REGION", "here")
+    config = load({})
+    assert (config.models[0].name, config.region) == ("llm", "here")

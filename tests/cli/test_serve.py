@@ -1,39 +1,41 @@
-"""``cached serve``: every option is a flag, and what is wrong ends it before it starts."""
+"""``cached serve`` hands the daemon one Config, or says before it starts why not."""
 
 from __future__ import annotations
 
+import pytest
+
+from cached.cli import serve
 from cached.cli.main import main
-from cached.cli.serve import parser
 from cached.core.options import OPTIONS
 
 
-def test_every_option_is_a_flag_with_its_variable_and_default():
-    text = " ".join(parser("serve").format_help().split())
-
+def test_help_names_every_flag_with_its_variable_and_default():
+    text = " ".join(serve.parser("serve").format_help().split())
     for option in OPTIONS:
         assert option.flag in text
-        assert option.env in text
+        assert f"({option.env}; default: {option.default_text})" in text
+    assert "--model NAME=URI" in text
+    assert "CACHED_MODELS" in text
 
 
-def test_a_wrong_value_is_a_usage_error(capsys):
-    assert main(["serve", "--model", "m=s3://b/m/", "--memory-budget", "1KiB"]) == 2
+def test_the_daemon_gets_the_config_and_its_exit_code_is_ours(monkeypatch: pytest.MonkeyPatch):
+    given = []
 
-    assert "memory_budget must be at least" in capsys.readouterr().err
+    def run(config):
+        given.append(config)
+        return 7
+
+    monkeypatch.setattr("cached.hosts.standalone.run", run)
+    arguments = ["serve", "--model=llm=s3://m/llama/", "--http-port=off", "--fetch-threads=2"]
+    assert main(arguments) == 7
+    assert [(config.http_port, config.fetch_threads) for config in given] == [(None, 2)]
 
 
-def test_a_segment_root_that_cannot_be_had_is_a_usage_error(tmp_path, capsys):
-    taken = tmp_path / "file"
-    taken.write_text("")
-    arguments = [
-        "--segment-root",
-        str(taken),
-        "--socket",
-        str(tmp_path / "s"),
-        "--http-port",
-        "off",
-    ]
-
-    assert main(["serve", "--model", "m=file:///nowhere/", *arguments]) == 2
-
-    assert "segment root" in capsys.readouterr().err
-    assert not (tmp_path / "s").exists()
+def test_a_wrong_value_ends_with_2_before_anything_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cached.hosts.standalone.run", lambda config: pytest.fail("started"))
+    assert main(["serve", "--model=llm=s3://m/llama/", "--memory-budget=10MiB"]) == 2
+    assert capsys.readouterr().err == (
+        "cached: memory_budget must be at least 64 MiB, was 10 MiB (from --memory-budget)\n"
+    )

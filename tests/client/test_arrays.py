@@ -148,10 +148,11 @@ def test_without_numpy_the_error_says_what_can_be_done(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
-def test_a_torch_tensor_shares_the_private_mapping(made: Made, dtype: str):
+def test_a_torch_tensor_shares_the_private_mapping(made: Made, dtype: str, tmp_path: Path):
     torch()
     file, tensor = made(dtype, [2, 4])
-    mapping = private_mapping(os.dup(_descriptor(file)), file, Lease(lambda: None))
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    mapping = private_mapping(descriptor, file, Lease(lambda: None))
     found = torch_tensor(mapping, tensor)
     start = np.frombuffer(mapping, np.uint8).ctypes.data
     assert found.data_ptr() == start + tensor.start
@@ -160,10 +161,11 @@ def test_a_torch_tensor_shares_the_private_mapping(made: Made, dtype: str):
     assert tuple(found.shape) == ((2, 4) if is_known else (found.nbytes,))
 
 
-def test_torch_gets_a_copy_of_what_is_not_aligned(made: Made):
+def test_torch_gets_a_copy_of_what_is_not_aligned(made: Made, tmp_path: Path):
     torch()
     file, tensor = made("F32", [3], odd=3)
-    mapping = private_mapping(os.dup(_descriptor(file)), file, Lease(lambda: None))
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    mapping = private_mapping(descriptor, file, Lease(lambda: None))
     assert torch_tensor(mapping, tensor).numpy().tobytes() == DATA[:12]
 
 
@@ -171,11 +173,3 @@ def test_torch_gets_empty_tensors_with_their_shape(made: Made):
     torch()
     _, tensor = made("BF16", [3, 0])
     assert tuple(torch_tensor(None, tensor).shape) == (3, 0)
-
-
-def _descriptor(file: File) -> int:
-    """Return a descriptor of the file that is mapped."""
-    for line in open("/proc/self/maps"):
-        if line.rstrip().endswith("/file"):
-            return os.open(line.split(maxsplit=5)[5].strip(), os.O_RDONLY)
-    raise LookupError

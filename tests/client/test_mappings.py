@@ -117,7 +117,9 @@ def test_a_private_mapping_keeps_writes_to_itself(descriptor: int):
     assert bytes(file.view(0, 2)) == b"01"
 
 
-@pytest.mark.parametrize("map_it", [File.map, lambda file, fd, lease: private_mapping(fd, file, lease)])
+@pytest.mark.parametrize(
+    "map_it", [File.map, lambda file, fd, lease: private_mapping(fd, file, lease)]
+)
 def test_what_cannot_be_mapped_is_a_typed_error_and_leaves_nothing_open(descriptor, map_it):
     before = open_descriptors()
     file = File("short.bin", 1 << 40, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +11,21 @@ import pytest
 
 import cached
 from cached.core.errors import (
+    AccessDenied,
     DaemonUnavailable,
     LoadFailed,
     ModelClosed,
     TensorUnknown,
     TimedOut,
 )
-from tests.fakes.local_daemon import MIB, WAIT_S, GatedStore, open_descriptors, padded, weights
+from tests.fakes.local_daemon import (
+    PAD_BYTES,
+    WAIT_S,
+    GatedStore,
+    open_descriptors,
+    padded,
+    weights,
+)
 
 if TYPE_CHECKING:
     from tests.client.conftest import Serve
@@ -99,7 +106,7 @@ def test_a_tensor_is_there_before_the_rest(serve: Serve):
     daemon = serve(held())
     with cached.open("m", timeout_s=WAIT_S) as model:
         assert model["w"].tolist() == [[0, 1], [2, 3]]
-        assert len(model["b.pad"]) == MIB
+        assert len(model["b.pad"]) == PAD_BYTES
         daemon.store.release("b.safetensors")
         assert bytes(model["b"]) == B
         with pytest.raises(TimedOut, match=r"waited 0\.01 s for 1 tensors of m in vain"):
@@ -276,16 +283,15 @@ def test_all_who_wait_hear_of_the_daemons_death(serve: Serve, call: Calls):
 
 
 def test_a_load_that_fails_is_told_to_who_waits(serve: Serve, call: Calls):
-    store = held()
-    daemon = serve(store)
+    daemon = serve(held())
     with cached.open("m", timeout_s=WAIT_S) as model:
         waiting = call(lambda: model["a"])
         with pytest.raises(TimedOut):
             model.wait(["b"], timeout_s=0.05)
-        store.objects["a.safetensors"] = b""  # the store breaks its word
-        daemon.store.release(*HELD)
-        with pytest.raises(LoadFailed):
+        daemon.store.release(*HELD, error=AccessDenied("403 for a.safetensors"))
+        with pytest.raises(LoadFailed, match="403 for a.safetensors"):
             waiting.result(WAIT_S)
+        assert model.is_stale
 
 
 def test_a_child_of_fork_asks_for_itself_and_shares_the_lease(serve: Serve, call: Calls):
@@ -322,7 +328,6 @@ def test_a_child_of_fork_asks_for_itself_and_shares_the_lease(serve: Serve, call
 def test_opening_using_and_closing_leaves_no_descriptor(serve: Serve):
     serve(GatedStore(FILES))
     cached.open("m", until="ready").close()
-    threading.Event().wait(0)
     before = {path for path in open_descriptors().values() if "safetensors" in path}
     for _ in range(3):
         with cached.open("m") as model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -10,10 +11,26 @@ import pytest
 from bench import gpt2
 from bench.seaweed import Seaweed, weed_path
 from tests.e2e.served import Served
+from tests.e2e.sparse import write_sparse
+from tests.fakes.store_server import StoreServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from tests.fakes.s3_objects import Content, Stored
+
+    class Stores(Protocol):
+        """Starts a ``StoreServer`` that takes its arguments; all its keys are one model's."""
+
+        def __call__(
+            self, objects: Mapping[str, Content | Stored], **settings: Any
+        ) -> StoreServer: ...
+
+    class SparseModels(Protocol):
+        """Writes a file of equal tensors (sparse.py) and returns its path."""
+
+        def __call__(self, *, tensors: int, tensor_bytes: int) -> Path: ...
 
     class Daemons(Protocol):
         """Starts a daemon; see ``Served``."""
@@ -56,6 +73,35 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemons]:
     finally:
         for served in started:
             served.remove()
+
+
+@pytest.fixture
+def sparse_model(tmp_path: Path) -> SparseModels:
+    """Write a model that is large and takes no disk."""
+
+    def write(*, tensors: int, tensor_bytes: int) -> Path:
+        path = tmp_path / "sparse.safetensors"
+        write_sparse(path, tensors=tensors, tensor_bytes=tensor_bytes)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def store() -> Iterator[Stores]:
+    """Start S3 servers in this process whose speed and faults the test chooses."""
+    with ExitStack() as stack:
+        yield lambda objects, **settings: stack.enter_context(StoreServer(objects, **settings))
+
+
+def aws(server: StoreServer) -> dict[str, str]:
+    """Return the AWS_* variables of a user of a ``StoreServer``."""
+    return {
+        "AWS_ENDPOINT_URL": server.endpoint_url,
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_REGION": "us-east-1",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ class Served:
         self.process.wait()
 
     def left_files(self) -> list[str]:
-        """Return what is in its segment root, directories and the lock of a running daemon apart."""
+        """Return what is in its segment root; directories and the lock in use do not count."""
         is_running = self.process.poll() is None
         return sorted(
             path.relative_to(self.root).as_posix()

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 import cached
 from bench import gpt2
+from tests.e2e.conftest import aws
+from tests.e2e.served import MIB
 from tests.e2e.sparse import name_of
+from tests.fakes.store_faults import Stall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.e2e.conftest import Daemons, SlowStore
+    from tests.e2e.conftest import Daemons, SparseModels, Stores
     from tests.e2e.served import Served
 
 ROUNDS = 7
 MAX_WAIT_S = 0.05
 SETTLE_S = 0.3  # until the request is known to wait in the daemon
-LAST = name_of(15)
+TENSORS = 16
+LAST = name_of(TENSORS - 1)
+URI = "s3://models/sparse.safetensors"
 
 WAITS: dict[str, Callable[[cached.Model], object]] = {
     "tensor": lambda model: model[LAST],
@@ -31,6 +38,13 @@ WAITS: dict[str, Callable[[cached.Model], object]] = {
     "all": lambda model: model.wait(),
     "arrival": lambda model: list(model.items(order="arrival")),
 }
+
+
+@pytest.fixture
+def environment(store: Stores, sparse_model: SparseModels) -> dict[str, str]:
+    """AWS_* of a store that sends 256 MiB at 4 MB/s: no load ends while a test lasts."""
+    path = sparse_model(tensors=TENSORS, tensor_bytes=16 * MIB)
+    return aws(store({path.name: path}, throttle_bytes_per_s=4e6))
 
 
 class Waiting:
@@ -70,32 +84,50 @@ def killed(served: Served, waiting: list[Waiting]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WAITS)
 def test_a_waiting_worker_hears_of_the_death_at_once(
-    daemon: Daemons, slow_store: SlowStore, kind: str
+    daemon: Daemons, environment: dict[str, str], kind: str
 ):
     waits_s = []
     for _ in range(ROUNDS):
-        served = daemon({"llm": slow_store.uri}, more=slow_store.environment)
+        served = daemon({"llm": URI}, more=environment)
         with cached.open("llm", timeout_s=15) as model:
-            waits_s += killed(served, [Waiting(lambda: WAITS[kind](model))])
+            waits_s += killed(served, [Waiting(partial(WAITS[kind], model))])
     assert statistics.median(waits_s) <= MAX_WAIT_S
 
 
 @pytest.mark.slow
-def test_many_waiting_workers_hear_of_the_death_at_once(daemon: Daemons, slow_store: SlowStore):
-    served = daemon({"llm": slow_store.uri}, more=slow_store.environment)
+def test_a_worker_that_waits_for_the_header_hears_of_the_death_at_once(
+    daemon: Daemons, store: Stores, tiny: Path
+):
+    shard = min(tiny.glob("*.safetensors"))
+    server = store({"m.safetensors": shard}, faults={0: Stall(math.inf)})
+    served = daemon({"llm": "s3://models/m.safetensors"}, more=aws(server))
+    (wait_s,) = killed(served, [Waiting(lambda: cached.open("llm", timeout_s=15))])
+    assert wait_s <= MAX_WAIT_S
+
+
+@pytest.mark.slow
+def test_many_waiting_workers_hear_of_the_death_at_once(
+    daemon: Daemons, environment: dict[str, str]
+):
+    served = daemon({"llm": URI}, more=environment)
     models = [cached.open("llm", timeout_s=15) for _ in range(20)]
-    waits_s = killed(served, [Waiting(lambda m=model: m[LAST]) for model in models])
+    waits_s = killed(served, [Waiting(partial(WAITS["tensor"], model)) for model in models])
     for model in models:
         model.close()
     assert statistics.median(waits_s) <= MAX_WAIT_S
 
 
 @pytest.mark.slow
-def test_the_next_call_does_not_wait_either(daemon: Daemons, slow_store: SlowStore):
-    served = daemon({"llm": slow_store.uri}, more=slow_store.environment)
+def test_the_next_call_does_not_wait_either(daemon: Daemons, environment: dict[str, str]):
+    served = daemon({"llm": URI}, more=environment)
     with cached.open("llm", timeout_s=15) as model:
         served.kill()
-        for call in (lambda: model[LAST], lambda: model.is_stale, lambda: cached.open("llm")):
+        calls: list[Callable[[], object]] = [
+            lambda: model[LAST],
+            lambda: model.is_stale,
+            lambda: cached.open("llm"),
+        ]
+        for call in calls:
             began_s = time.monotonic()
             with pytest.raises(cached.DaemonUnavailable):
                 call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def upload(store: Seaweed, bucket: str, prefix: str, source: Path) -> None:
     client = store.client()
-    client.create_bucket(Bucket=bucket)
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=bucket)
     for path in source.rglob("*"):
         if path.is_file():
             key = prefix + path.relative_to(source).as_posix()

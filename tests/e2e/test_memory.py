@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,11 +19,11 @@ from tests.e2e.sparse import write_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.e2e.conftest import Daemons
     from tests.e2e.served import Served
 
+ROOT = Path(__file__).parents[2]
 TENSOR_BYTES = 16 * MIB
 WORKERS = 8
 MAX_PRIVATE_BYTES = 60 * MIB
@@ -95,13 +97,36 @@ def memory_while_loading(served: Served) -> Iterator[tuple[int, int]]:
     assert prefetch.returncode == 0
 
 
+@contextmanager
+def stored(path: Path, scheme: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield a model's URI in a store of this scheme, and the environment of its users."""
+    if scheme == "file":
+        yield f"file://{path}", {}
+        return
+    command = [sys.executable, "-m", "tests.fakes.store_server", str(path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        more = {
+            "AWS_ENDPOINT_URL": server.stdout.readline().strip(),
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "key",
+        }
+        yield f"s3://models/{path.name}", more
+        server.communicate()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["file", "s3"])
 @pytest.mark.parametrize("big", [2048 * MIB], indirect=True, ids=["2GiB"])
-def test_the_daemon_stays_small_and_flat_while_it_loads(daemon: Daemons, big: Path):
-    served = daemon({"llm": f"file://{big}/"})
-    served.get("/metrics")  # the HTTP side is imported, as it is in real use
-    samples = list(memory_while_loading(served))
-    assert served.model("llm")["committed_bytes"] == (big / "m.safetensors").stat().st_size
+def test_the_daemon_stays_small_and_flat_while_it_loads(daemon: Daemons, big: Path, scheme: str):
+    path = big / "m.safetensors"
+    with stored(path, scheme) as (uri, more):
+        served = daemon({"llm": uri}, more=more)
+        served.get("/metrics")  # the HTTP side is imported, as it is in real use
+        samples = list(memory_while_loading(served))
+    assert served.model("llm")["committed_bytes"] == path.stat().st_size
     assert len(samples) > 10
     resident = [rss_bytes for _, rss_bytes in samples]
     assert max(private_bytes for private_bytes, _ in samples) <= MAX_PRIVATE_BYTES

@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cached.core.effects import Effect
+    from cached.core.errors import StoreError
     from cached.core.events import Event
     from cached.core.objects import Part
     from cached.ports import Sink
 
 WAIT_S = 10.0  # a wait that ends by its time-out is a failure
-MIB = 1 << 20
+PAD_BYTES = (1 << 20) - 4096  # less than the first GET, header included
 THREADS = 8
 
 
@@ -52,8 +53,11 @@ def weights(*tensors: tuple[str, str, list[int], bytes], **metadata: str) -> byt
 
 
 def padded(name: str, payload: bytes) -> bytes:
-    """Return a file whose tensor is not in the GET that brings the header."""
-    pad = (f"{name}.pad", "U8", [MIB], bytes(MIB))
+    """Return a file whose first GET brings header and ``NAME.pad``, but not all of the payload.
+
+    The payload must be longer than 4096 bytes.
+    """
+    pad = (f"{name}.pad", "U8", [PAD_BYTES], bytes(PAD_BYTES))
     return weights(pad, (name, "U8", [len(payload)], payload))
 
 
@@ -67,13 +71,15 @@ class GatedStore(MemoryStore):
 
     def __init__(self, objects: Mapping[str, bytes], held: Iterable[str] = ()) -> None:
         super().__init__(objects)
-        self.versions = 0
+        self.error: StoreError | None = None
         self._closed_gates = set(held)
         self._gone: set[int] = set()
         self._changed = threading.Condition()
 
-    def release(self, *paths: str) -> None:
+    def release(self, *paths: str, error: StoreError | None = None) -> None:
+        """Let GETs go on; or end them with an error."""
         with self._changed:
+            self.error = error
             self._closed_gates -= set(paths)
             self._changed.notify_all()
 
@@ -86,6 +92,8 @@ class GatedStore(MemoryStore):
                 assert self._changed.wait_for(may_go, 60)
                 if part.part_id in self._gone:
                     raise StoreUnavailable("cancelled")
+                if self.error is not None:
+                    raise self.error
         super().fetch(part, sink)
 
     def cancel(self, part: Part) -> None:

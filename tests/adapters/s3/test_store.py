@@ -220,6 +220,45 @@ def test_a_listing_that_never_ends_is_cut(start: Start):
         bucket.store.resolve(MODEL)
 
 
+DENIED = Status(403, code="AccessDenied")
+
+
+def test_a_hint_that_cannot_be_checked_is_left_out(start: Start):
+    bucket = start({"llm": b"x", "other/a": b"y"}, {("HEAD", 0): DENIED, 0: DENIED})
+    with pytest.raises(ObjectMissing, match="check the prefix"):
+        bucket.store.resolve(MODEL)
+    bucket.server.faults = {("LIST", 1): DENIED}
+    with pytest.raises(ObjectMissing, match="a prefix ends with /"):
+        bucket.store.resolve(ModelRef("llm", "s3://models/other"))
+
+
+def test_an_empty_bucket_is_told(start: Start):
+    bucket = start()
+    bucket.server.objects.clear()
+    with pytest.raises(ObjectMissing, match="no objects are under s3://models/; check"):
+        bucket.store.resolve(ModelRef("llm", "s3://models/"))
+
+
+def test_a_head_that_is_throttled_is_transient(start: Start):
+    bucket = start(faults={("HEAD", 0): Status(503, {"retry-after": "2"})})
+    with pytest.raises(StoreUnavailable) as caught:
+        bucket.store.resolve(ModelRef("llm", "s3://models/llm/a"))
+    assert caught.value.retry_after_s == 2
+    assert bucket.server.gets == 0
+
+
+def test_a_reason_that_is_mended_for_a_get_is_mended_for_the_head(start: Start):
+    bucket = start(faults={("HEAD", 0): Status(403)})
+    found = bucket.store.resolve(ModelRef("llm", "s3://models/llm/a")).objects
+    assert [stored.size_bytes for stored in found] == [DATA.size_bytes]
+
+
+def test_a_head_without_a_size_is_told(start: Start):
+    bucket = start(faults={("HEAD", 0): Raw(b'HTTP/1.1 200 OK\r\netag: "e"\r\n\r\n')})
+    with pytest.raises(BadReply, match="does not tell the size of s3://models/llm/a"):
+        bucket.store.resolve(ModelRef("llm", "s3://models/llm/a"))
+
+
 # What one object's head tells.
 
 
