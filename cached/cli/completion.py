@@ -27,9 +27,13 @@ EXAMPLES = (
 def parser(name: str) -> Parser:
     """Return the parser of ``cached completion``."""
     parser = Parser(
-        name, "Print the completion script of a shell; it asks the daemon for models.", EXAMPLES
+        name,
+        "Print a completion script for your shell; it asks the daemon for the models.",
+        EXAMPLES,
     )
-    parser.add_argument("shell", choices=(*SHELLS, NAMES), metavar="|".join(SHELLS), help="which")
+    parser.add_argument(
+        "shell", choices=(*SHELLS, NAMES), metavar="|".join(SHELLS), help="your shell"
+    )
     parser.set_defaults(run=run)
     return parser
 

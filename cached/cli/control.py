@@ -17,7 +17,7 @@ from cached.client import settings
 from cached.client.connection import connect
 from cached.client.deadline import Deadline
 from cached.core.errors import CachedError, DaemonUnavailable, LoadFailed, TimedOut
-from cached.core.units import format_bytes
+from cached.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     import argparse
@@ -43,7 +43,7 @@ def model_names(address: str | None = None) -> list[str]:
     Raises:
         DaemonUnavailable: no daemon answers.
     """
-    with _Daemon(address, Deadline(None)) as daemon:
+    with _Daemon(address) as daemon:
         return [str(model["name"]) for model in daemon.models([])]
 
 
@@ -52,15 +52,16 @@ class _Daemon:
 
     Args:
         address: of its socket; ``None``: where docs/wire.md says.
-        deadline: of what is waited for.
+        timeout_s: of what is waited for; ``None``: no limit.
     """
 
-    def __init__(self, address: str | None, deadline: Deadline) -> None:
+    def __init__(self, address: str | None, timeout_s: float | None = None) -> None:
         if address is None:
             address = settings.socket_address()
             settings.check_owner(address)
-        self.deadline = deadline
-        self._connection: Connection = connect(address, deadline)
+        self.deadline = Deadline(timeout_s)
+        self._timeout_s = timeout_s
+        self._connection: Connection = connect(address, self.deadline)
 
     def __enter__(self) -> _Daemon:
         try:
@@ -74,8 +75,35 @@ class _Daemon:
         self._connection.close()
 
     def ask(self, op: str, **fields: object) -> dict[str, Any]:
-        """Return the reply to a request, without its id; descriptors are closed."""
-        deadline = self.deadline if op == "open" else Deadline(ANSWER_S)
+        """Return the reply to a request that is answered at once, without its id.
+
+        Raises:
+            DaemonUnavailable: there is none; also when the daemon is stuck.
+        """
+        try:
+            return self._call(op, fields, Deadline(ANSWER_S))
+        except TimedOut as error:
+            message = f"the daemon has not answered for {format_seconds(ANSWER_S)}"
+            hint = "it may be stopped or stuck: look at its log"
+            raise DaemonUnavailable(message, hint=hint) from error
+
+    def lease(self, name: str, until: str) -> dict[str, Any]:
+        """Load a model if it is absent, and return the reply to ``open`` once it is there.
+
+        Raises:
+            TimedOut: it was not in time.
+        """
+        try:
+            return self._call("open", {"model": name, "until": until}, self.deadline)
+        except TimedOut as error:
+            raise self.late(name) from error
+
+    def late(self, names: str) -> TimedOut:
+        """Return the error for models that are not there in time."""
+        message = f"{names}: not there after {format_seconds(self._timeout_s or 0)}"
+        return TimedOut(message, hint="the load goes on, see cached status; or give more time")
+
+    def _call(self, op: str, fields: dict[str, object], deadline: Deadline) -> dict[str, Any]:
         reply = self._connection.call(op, fields, deadline)
         for descriptor in reply.descriptors:
             os.close(descriptor)
@@ -102,7 +130,7 @@ def _prefetch_parser(name: str) -> Parser:
         "Load models into memory, and show how far they are until they are there.",
         ("cached prefetch llm", "cached prefetch llm clip --no-wait"),
     )
-    made.add_argument("names", nargs="+", metavar="NAME", help="of a configured model")
+    made.add_argument("names", nargs="+", metavar="NAME", help="a configured model")
     made.add_argument("--no-wait", action="store_true", help="begin the loads and return")
     made.add_argument("--json", action="store_true", help="print the models' status at the end")
     add_timeout(made)
@@ -112,7 +140,7 @@ def _prefetch_parser(name: str) -> Parser:
 
 def _prefetch(options: argparse.Namespace) -> int:
     names = list(dict.fromkeys(options.names))
-    with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
+    with _Daemon(options.socket, options.timeout_s) as daemon:
         models = daemon.models(names)  # an unknown name is refused before any load begins
         for name in names:
             daemon.ask("prefetch", model=name)
@@ -142,9 +170,7 @@ def _follow(daemon: _Daemon, names: Sequence[str]) -> list[dict[str, Any]]:
         if all(sample.is_over for sample in samples):
             return models
         if daemon.deadline.has_passed:
-            late = ", ".join(sample.name for sample in samples if not sample.is_over)
-            message = f"{late} did not become resident in time"
-            raise TimedOut(message, hint="the load goes on: see cached status")
+            raise daemon.late(", ".join(each.name for each in samples if not each.is_over))
         daemon.deadline.sleep(POLL_S)
 
 
@@ -167,7 +193,7 @@ def _status_parser(name: str) -> Parser:
         "Show the models and the memory of the daemon.",
         ("cached status", "cached status llm --json", "cached status --watch"),
     )
-    made.add_argument("names", nargs="*", metavar="NAME", help="of a model (default: all)")
+    made.add_argument("names", nargs="*", metavar="NAME", help="a configured model (default: all)")
     made.add_argument("--json", action="store_true", help="print the daemon's reply as it is")
     made.add_argument("--watch", action="store_true", help="once a second, until Ctrl-C")
     made.set_defaults(run=_status)
@@ -175,7 +201,7 @@ def _status_parser(name: str) -> Parser:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _Daemon(options.socket, Deadline(None)) as daemon:
+    with _Daemon(options.socket) as daemon:
         _show_status(daemon, options)
         while options.watch:
             daemon.deadline.sleep(WATCH_S)
@@ -206,7 +232,7 @@ def _wait_parser(name: str) -> Parser:
         "Wait until a model can be used; load it if it is absent.",
         ("cached wait llm", "cached wait llm --until header --timeout 30s"),
     )
-    made.add_argument("name", metavar="NAME", help="of a configured model")
+    made.add_argument("name", metavar="NAME", help="a configured model")
     made.add_argument(
         "--until",
         choices=("header", "ready"),
@@ -219,8 +245,8 @@ def _wait_parser(name: str) -> Parser:
 
 
 def _wait(options: argparse.Namespace) -> int:
-    with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
-        daemon.ask("open", model=options.name, until=options.until)
+    with _Daemon(options.socket, options.timeout_s) as daemon:
+        daemon.lease(options.name, options.until)
     return OK
 
 
@@ -232,15 +258,15 @@ def _path_parser(name: str) -> Parser:
         "that keeps it, this command does not once it has ended.",
         ("cached path llm", 'python serve.py --model "$(cached path llm --timeout 2m)"'),
     )
-    made.add_argument("name", metavar="NAME", help="of a configured model")
+    made.add_argument("name", metavar="NAME", help="a configured model")
     add_timeout(made)
     made.set_defaults(run=_path)
     return made
 
 
 def _path(options: argparse.Namespace) -> int:
-    with _Daemon(options.socket, Deadline(options.timeout_s)) as daemon:
-        reply = daemon.ask("open", model=options.name, until="ready")
+    with _Daemon(options.socket, options.timeout_s) as daemon:
+        reply = daemon.lease(options.name, "ready")
     path = reply.get("path")
     if not path:
         message = f"{options.name} has no directory: the daemon keeps it in sealed memory"
@@ -258,14 +284,14 @@ def _evict_parser(name: str) -> Parser:
         "Take models out of memory; one that a worker holds stays, and the command fails.",
         ("cached evict llm", "cached evict llm clip"),
     )
-    made.add_argument("names", nargs="+", metavar="NAME", help="of a configured model")
+    made.add_argument("names", nargs="+", metavar="NAME", help="a configured model")
     made.set_defaults(run=_evict)
     return made
 
 
 def _evict(options: argparse.Namespace) -> int:
     code = OK
-    with _Daemon(options.socket, Deadline(None)) as daemon:
+    with _Daemon(options.socket) as daemon:
         for name in options.names:
             try:
                 freed_bytes = daemon.ask("evict", model=name)["freed_bytes"]

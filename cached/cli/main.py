@@ -55,7 +55,7 @@ COMMANDS = {
     "wait": Command("cached.cli.control", "wait until a model can be used"),
     "path": Command("cached.cli.control", "print the directory of a model"),
     "evict": Command("cached.cli.control", "take models out of memory"),
-    "completion": Command("cached.cli.completion", "print the shell's completion script"),
+    "completion": Command("cached.cli.completion", "print a completion script for your shell"),
 }
 
 

@@ -17,6 +17,7 @@ PLAIN_EVERY_S = 1.0
 RATE_WINDOW_S = 3.0  # long enough to be steady, short enough to show a stall
 MAX_BAR = 40
 MIN_BAR = 8
+STATE_WIDTH = len("publishing")  # the longest
 
 
 class Sample(NamedTuple):
@@ -133,23 +134,24 @@ def plain_line(sample: Sample, bytes_per_s: float) -> str:
 
 
 def bar_line(sample: Sample, bytes_per_s: float, name_width: int, terminal: Terminal) -> str:
-    """Return one line with a bar that fits into the terminal's width."""
-    head = f"{sample.name:<{name_width}}  "
-    if sample.is_over:
-        tail = ["", *_ending(sample)]
-    elif sample.size_bytes:
-        amount = f"{format_bytes(sample.done_bytes)} of {format_bytes(sample.size_bytes)}"
-        tail = [f" {sample.done_ratio:4.0%}", amount, *_pace(sample, bytes_per_s)]
-    else:
-        tail = [""]
-    text = "  ".join(tail)
-    room = terminal.columns - 1 - len(head) - len(text) - 2 - len(sample.state)
-    if room < MIN_BAR:  # a narrow terminal: what matters most, cut to fit
-        short = f"{sample.name} {sample.done_ratio:.0%} {sample.state}"
-        return short[: terminal.columns - 1]
-    return (
-        f"{head}{_bar(sample, min(room, MAX_BAR), terminal)}{text}  {terminal.state(sample.state)}"
-    )
+    """Return one line with a bar; what does not fit into the terminal's width is left out."""
+    bar_width = max(MIN_BAR, min(MAX_BAR, terminal.columns // 3))
+    name = f"{sample.name:<{name_width}}"
+    state = f"{sample.state:<{STATE_WIDTH}}"
+    parts = [name, state, _bar(sample, bar_width, terminal), *_tail(sample, bytes_per_s)]
+    while len("  ".join(parts)) >= terminal.columns and len(parts) > 3:
+        parts.pop()
+    if len("  ".join(parts)) >= terminal.columns:
+        return f"{sample.name} {sample.done_ratio:.0%} {sample.state}"[: terminal.columns - 1]
+    parts[1] = state.replace(sample.state, terminal.state(sample.state))
+    return "  ".join(parts)
+
+
+def _tail(sample: Sample, bytes_per_s: float) -> list[str]:
+    if sample.is_over or not sample.size_bytes:
+        return _ending(sample)
+    amount = f"{format_bytes(sample.done_bytes)} of {format_bytes(sample.size_bytes)}"
+    return [f"{sample.done_ratio:4.0%}", amount, *_pace(sample, bytes_per_s)]
 
 
 def _bar(sample: Sample, width: int, terminal: Terminal) -> str:

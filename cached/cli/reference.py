@@ -29,9 +29,10 @@ This page is written by `make docs` from the table in `cached/core/options.py`.
 
 One rule for every option: **flags** go before the **environment** (`CACHED_*`), that before the
 **file** (TOML, named by `--config` or `CACHED_CONFIG`), that before the **defaults**. Of what the
-AWS SDKs read, the variables named below are honoured too, below `CACHED_*` and above the file. An
-empty variable counts as not set. What nobody reads is an error: an unknown flag, an unknown
-`CACHED_*` variable (but those that Kubernetes makes of Services), an unknown key of the file.
+AWS SDKs read, the variables named below are honoured too, below `CACHED_*` and above the file
+(`AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true` switches those of endpoints off). An empty variable
+counts as not set. What nobody reads is an error: an unknown flag, an unknown `CACHED_*` variable
+(but those that Kubernetes makes of Services), an unknown key of the file.
 
 Every message names the key, its rule, its value and who gave it:
 
@@ -171,7 +172,7 @@ def _row(option: Option) -> tuple[str, ...]:
 
 def _bounds(option: Option) -> str:
     bounds = []
-    if option.least is not None:
+    if option.least:
         bounds.append(f"at least {option.kind.show(option.least)}")
     if option.most is not None:
         bounds.append(f"at most {option.kind.show(option.most)}")

@@ -98,12 +98,13 @@ class Connection:
     """
 
     __slots__ = (
-        "_condition",
+        "_changed",
         "_descriptors",
         "_error",
         "_frames",
-        "_is_reading",
         "_last_id",
+        "_lock",
+        "_reader_id",
         "_replies",
         "_sending",
         "_waiting",
@@ -116,13 +117,14 @@ class Connection:
         self.pid = os.getpid()
         self.socket = connected
         self.address = address
-        self._condition = threading.Condition(threading.Lock())  # guards all but the next two
-        self._sending = threading.Lock()
-        self._frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)  # of the thread that reads
-        self._descriptors: list[int] = []
+        self._lock = threading.Lock()  # guards all that follows, unless it says otherwise
+        self._changed = threading.Condition(self._lock)
+        self._sending = threading.Lock()  # for the length of a frame
+        self._frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)  # the reader's
+        self._descriptors: list[int] = []  # the reader's
         self._replies: dict[int, Reply] = {}
         self._waiting = {HELLO_ID}
-        self._is_reading = False
+        self._reader_id: int | None = None  # the request of the thread that reads
         self._last_id = HELLO_ID
         self._error: CachedError | None = None
         self._send(_frame("hello", HELLO_ID, _greeting()), Deadline(0))
@@ -142,11 +144,11 @@ class Connection:
             CachedError: the daemon's answer, as its type; DaemonUnavailable when it is gone;
                 TimedOut at the deadline; BadRequest for one that is too long to send.
         """
-        with self._condition:
+        with self._lock:
             self._last_id += 1
             request_id = self._last_id
         frame = _frame(op, request_id, fields)
-        with self._condition:
+        with self._lock:
             self._waiting.add(request_id)
         try:
             self._send(frame, deadline)
@@ -199,8 +201,11 @@ class Connection:
                 self._fail(self._lost(" in the middle of a request"))
 
     def _give_up(self, request_id: int) -> None:
-        with self._condition:
+        with self._lock:
             self._waiting.discard(request_id)
+            if self._reader_id == request_id:  # interrupted before it began to read
+                self._reader_id = None
+                self._changed.notify_all()
             reply = self._replies.pop(request_id, None)
             is_over = self._error is not None
             self._last_id += 1
@@ -214,9 +219,13 @@ class Connection:
 
     def _await(self, request_id: int, deadline: Deadline, what: str) -> Reply:
         while True:
-            with self._condition:
-                while self._is_reading and request_id not in self._replies and not self._error:
-                    if not self._condition.wait(deadline.left_s) and deadline.has_passed:
+            with self._lock:
+                while (
+                    self._reader_id is not None
+                    and request_id not in self._replies
+                    and self._error is None
+                ):
+                    if not self._changed.wait(deadline.left_s) and deadline.has_passed:
                         break
                 if request_id in self._replies:
                     self._waiting.discard(request_id)
@@ -227,7 +236,7 @@ class Connection:
                     message = f"waited {deadline.timeout_s:g} s for {what} in vain"
                     hint = "give more time (timeout_s), or see how far it is: cached status"
                     raise TimedOut(message, hint=hint)
-                self._is_reading = True
+                self._reader_id = request_id
             self._read(deadline)
 
     def _read(self, deadline: Deadline) -> None:
@@ -241,9 +250,9 @@ class Connection:
         except (OSError, ValueError) as error:
             self._fail(self._lost(f" ({error})"))
         finally:
-            with self._condition:
-                self._is_reading = False
-                self._condition.notify_all()
+            with self._lock:
+                self._reader_id = None
+                self._changed.notify_all()
 
     def _receive(self, deadline: Deadline) -> None:
         if not _poll(self.socket, select.POLLIN, deadline):
@@ -279,16 +288,16 @@ class Connection:
             raise wire.error_from(body)
         descriptors = self._descriptors[:count]
         del self._descriptors[:count]
-        with self._condition:
+        with self._lock:
             if type(request_id) is int and request_id in self._waiting:
                 self._replies[request_id] = Reply(body, descriptors)
                 return
         close_all(descriptors)  # a late reply: nobody waits for it any more
 
     def _fail(self, error: CachedError) -> None:
-        with self._condition:
+        with self._lock:
             self._error = self._error or error
-            self._condition.notify_all()
+            self._changed.notify_all()
 
     def _lost(self, why: str = "") -> DaemonUnavailable:
         message = f"the daemon at {self.address} closed the connection{why}"

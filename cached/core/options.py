@@ -202,8 +202,9 @@ OPTIONS: tuple[Option, ...] = (
         "memory_budget_bytes",
         BYTES_OR_AUTO,
         "auto",
-        "The most that all models together may hold. auto: what the control group, the file system "
-        "of the segments and the kernel still have, less the headroom.",
+        "The most that all models together may hold, if the machine has so much. auto: what the "
+        "control group, the file system of the segments and the kernel have left at start, less "
+        "the headroom.",
         MEMORY,
         least=64 * MIB,
     ),
@@ -211,7 +212,7 @@ OPTIONS: tuple[Option, ...] = (
         "memory_headroom_bytes",
         BYTES,
         "256MiB",
-        "Kept free beside the models for the daemon and the workers when the budget is auto.",
+        "Left free beside the models, for the daemon and the workers.",
         MEMORY,
         least=0,
     ),
@@ -251,7 +252,7 @@ OPTIONS: tuple[Option, ...] = (
         "http_port",
         PORT,
         9400,
-        "Its port. 0: a free one, which the log names; off: no HTTP side.",
+        "Port of the HTTP side. 0: a free one, which the log names; off: no HTTP side.",
         SERVING,
         least=0,
         most=65535,

@@ -25,7 +25,7 @@ def fails(monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes the command ``status`` raise an error."""
 
     class Refusing:
-        def __init__(self, error):
+        def __init__(self, error: BaseException) -> None:
             self.error = error
 
         def parse(self, arguments):

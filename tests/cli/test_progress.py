@@ -46,15 +46,20 @@ def test_a_plain_line_of_a_finished_load_tells_size_and_time():
 
 def test_before_the_size_is_known_the_state_is_all():
     assert plain_line(Sample("llm", "resolving", 0, 0), 0.0) == "llm: resolving"
-    assert bar_line(Sample("llm", "resolving", 0, 0), 0.0, 3, WIDE).split() == [
-        "llm",
-        "░" * 40,
-        "resolving",
-    ]
+    line = bar_line(Sample("llm", "resolving", 0, 0), 0.0, 3, WIDE)
+    assert line == "llm  resolving   " + "░" * 33
 
 
 def test_long_times_are_told_in_minutes():
     assert plain_line(loading(0), 4e6).endswith("4.0 MB/s, 1:03 min left")
+
+
+def test_what_does_not_fit_is_left_out_from_the_end():
+    whole = bar_line(loading(60 * MIB), 90e6, 3, WIDE).split("  ")
+    assert whole[-4:] == [" 25%", "60 MiB of 240 MiB", "90 MB/s", "2 s left"]
+    narrow = bar_line(loading(60 * MIB), 90e6, 3, WIDE._replace(columns=60))
+    assert narrow.split("  ")[-1] == "60 MiB of 240 MiB"
+    assert bar_line(loading(60 * MIB), 90e6, 3, WIDE._replace(columns=20)) == "llm 25% loading"
 
 
 def test_the_bar_is_as_full_as_the_load():

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fakes.store import MemoryStore
+    from tests.fakes.local_daemon import GatedStore
 
     class Serve(Protocol):
-        def __call__(self, store: MemoryStore, **options: Any) -> LocalDaemon: ...
+        def __call__(self, store: GatedStore, **options: Any) -> LocalDaemon: ...
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Start a real daemon over a store; ``cached.open`` finds it."""
     started: list[LocalDaemon] = []
 
-    def start(store: MemoryStore, **options: Any) -> LocalDaemon:
+    def start(store: GatedStore, **options: Any) -> LocalDaemon:
         daemon = LocalDaemon(tmp_path, store, **options)
         started.append(daemon)
         monkeypatch.setenv("CACHED_SOCKET", daemon.address)

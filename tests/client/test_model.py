@@ -95,9 +95,11 @@ def test_a_tensor_is_a_read_only_view_of_the_shared_mapping(serve: Serve):
         assert not model["a"].flags.writeable
         assert model.buffer("a").readonly
         start = model["a"].ctypes.data
+        with open("/proc/self/maps") as maps:
+            ours = [line for line in maps if "a.safetensors" in line]
         assert any(
-            int(low, 16) <= start < int(high, 16) and "a.safetensors" in line and " r--s " in line
-            for line in open("/proc/self/maps")
+            int(low, 16) <= start < int(high, 16) and " r--s " in line
+            for line in ours
             for low, high in [line.split(maxsplit=1)[0].split("-")]
         )
 
@@ -116,17 +118,18 @@ def test_a_tensor_is_there_before_the_rest(serve: Serve):
         assert model.path
 
 
-def test_a_time_out_names_what_did_not_come(serve: Serve):
+def test_a_time_out_names_what_did_not_come(serve: Serve, call: Calls):
     serve(held())
     with cached.open("m", timeout_s=0.3) as model:
-        for call, what in (
-            (lambda: model["a"], "tensor 'a' of m"),
-            (lambda: model.buffer("a"), "tensor 'a' of m"),
-            (lambda: model.path, "all of m"),
-            (lambda: model.file("b.safetensors"), "file 'b.safetensors' of m"),
-        ):
+        waits = {
+            "tensor 'a' of m": call(lambda: model["a"]),
+            "tensor 'b' of m": call(lambda: model.buffer("b")),
+            "all of m": call(lambda: model.path),
+            "file 'b.safetensors' of m": call(lambda: model.file("b.safetensors")),
+        }
+        for what, wait in waits.items():
             with pytest.raises(TimedOut, match=f"waited 0.3 s for {what} in vain"):
-                call()
+                wait.result(WAIT_S)
 
 
 def test_threads_wait_for_different_tensors_at_once(serve: Serve, call: Calls):
@@ -160,7 +163,7 @@ def test_items_come_in_the_order_of_arrival_each_once(serve: Serve):
     daemon = serve(held())
     with cached.open("m", timeout_s=WAIT_S) as model:
         coming = model.items(order="arrival")
-        first = {}
+        first: dict[str, Any] = {}
         while len(first) < 6:
             name, tensor = next(coming)
             first[name] = tensor
@@ -289,7 +292,7 @@ def test_a_load_that_fails_is_told_to_who_waits(serve: Serve, call: Calls):
         with pytest.raises(TimedOut):
             model.wait(["b"], timeout_s=0.05)
         daemon.store.release(*HELD, error=AccessDenied("403 for a.safetensors"))
-        with pytest.raises(LoadFailed, match="403 for a.safetensors"):
+        with pytest.raises(LoadFailed, match=r"403 for a.safetensors"):
             waiting.result(WAIT_S)
         assert model.is_stale
 

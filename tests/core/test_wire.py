@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cached.core import errors, wire
+from cached.core import errors, header, wire
 from cached.core.errors import (
     BadRequest,
     CachedError,
@@ -22,11 +25,13 @@ from cached.core.errors import (
     TensorUnknown,
 )
 from cached.core.objects import Range
+from tests.fakes.local_daemon import WAIT_S, GatedStore, LocalDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIMIT = 200
+WIRE_MD = Path(__file__).parents[2] / "docs" / "wire.md"
 TRANSCRIPTS = sorted(Path(__file__).with_name("transcripts").glob("*.json"))
 
 texts = st.text(max_size=8)
@@ -284,3 +289,104 @@ def test_a_long_value_is_shown_in_part():
     with pytest.raises(BadRequest) as caught:
         wire.text({"model": ["x" * 1_000_000]}, "model")
     assert len(caught.value.message) < 200
+
+
+# --- recorded conversations
+
+HEAD = header.write([("head", "U8", [1 << 20]), ("tail", "U8", [6032])])
+MODEL = {
+    "config.json": b"{}",
+    "empty.txt": b"",
+    "model.safetensors": HEAD + bytes((1 << 20) + 6032),
+}
+
+
+class Conversation:
+    """A worker that sends and expects what a transcript says; ``*`` stands for anything.
+
+    Replies are taken by their ids: those of an earlier request may come later.
+    """
+
+    def __init__(self, daemon: LocalDaemon) -> None:
+        self.daemon = daemon
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(WAIT_S)
+        self.socket.connect(daemon.address)
+        self.frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)
+        self.replies: dict[object, dict[str, object]] = {}
+        self.descriptors: list[int] = []
+
+    def play(self, step: dict[str, Any]) -> None:
+        match step:
+            case {"send": request}:
+                self.socket.sendall(wire.encode(request))
+            case {"send_hex": digits}:
+                self.socket.sendall(bytes.fromhex(digits))
+            case {"expect": expected}:
+                reply = self.reply(expected["id"])
+                assert agrees(reply, expected), (reply, expected)
+                count = reply.get("fds", 0)
+                assert isinstance(count, int)
+                assert len(self.descriptors) >= count
+                for _ in range(count):
+                    os.close(self.descriptors.pop(0))
+            case {"expect_end": _}:
+                assert self.socket.recv(1) == b""
+            case {"hold": False}:
+                self.daemon.store.release("model.safetensors")
+            case _:
+                assert step.keys() <= {"about", "hold"}
+
+    def reply(self, request_id: object) -> dict[str, object]:
+        while request_id not in self.replies:
+            data, received, _, _ = socket.recv_fds(self.socket, 1 << 16, wire.MAX_DESCRIPTORS)
+            assert data, f"the connection ended before the reply to {request_id}"
+            self.descriptors += received
+            self.frames.feed(data)
+            for frame in self.frames:
+                self.replies[frame["id"]] = frame
+        return self.replies.pop(request_id)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def agrees(found: object, expected: object) -> bool:
+    """Return whether all that is expected is there; more members do no harm."""
+    if expected == "*":
+        return True
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(
+            key in found and agrees(found[key], value) for key, value in expected.items()
+        )
+    if isinstance(expected, list):
+        return (
+            isinstance(found, list)
+            and len(found) == len(expected)
+            and all(map(agrees, found, expected))
+        )
+    return type(found) is type(expected) and found == expected
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_the_daemon_answers_as_recorded(path: Path, tmp_path: Path):
+    steps = json.loads(path.read_text())
+    held = ["model.safetensors"] if {"hold": True} in steps else []
+    daemon = LocalDaemon(tmp_path, GatedStore(MODEL, held))
+    conversation = Conversation(daemon)
+    try:
+        for step in steps:
+            conversation.play(step)
+        assert conversation.replies == {}
+        assert conversation.descriptors == []
+    finally:
+        conversation.close()
+        daemon.stop()
+
+
+def test_the_conversations_cover_every_operation_and_are_many():
+    sent = [step["send"]["op"] for path in TRANSCRIPTS for step in json.loads(path.read_text())
+            if "send" in step]  # fmt: skip
+    documented = set(re.findall(r"^→ .*\"op\": \"(\w+)\"", WIRE_MD.read_text(), re.MULTILINE))
+    assert documented - set(sent) == set()
+    assert len(documented) == 10

@@ -17,15 +17,15 @@ def name_of(number: int) -> str:
     return f"layer.{number:04}.weight"
 
 
-def write_sparse(path: Path, *, tensors: int, tensor_bytes: int) -> None:
-    """Write a file of equal tensors of bytes; ``is_whole`` knows what is in them."""
+def write_sparse(path: Path, *, tensors: int, tensor_bytes: int, first: int = 0) -> None:
+    """Write a file of equal tensors of bytes, numbered from ``first``; see ``is_whole``."""
     header = {
-        name_of(number): {
+        name_of(first + at): {
             "dtype": "U8",
             "shape": [tensor_bytes],
-            "data_offsets": [number * tensor_bytes, (number + 1) * tensor_bytes],
+            "data_offsets": [at * tensor_bytes, (at + 1) * tensor_bytes],
         }
-        for number in range(tensors)
+        for at in range(tensors)
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -33,10 +33,10 @@ def write_sparse(path: Path, *, tensors: int, tensor_bytes: int) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         start = file.tell()
         file.truncate(start + tensors * tensor_bytes)
-        for number in range(tensors):
-            mark = MARK.pack(number + 1)
-            for at in (number * tensor_bytes, (number + 1) * tensor_bytes - MARK.size):
-                file.seek(start + at)
+        for at in range(tensors):
+            mark = MARK.pack(first + at + 1)
+            for offset in (at * tensor_bytes, (at + 1) * tensor_bytes - MARK.size):
+                file.seek(start + offset)
                 file.write(mark)
 
 

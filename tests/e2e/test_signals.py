@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ import pytest
 
 import cached
 from bench import gpt2
-from tests.e2e.served import environment
+from tests.e2e.conftest import aws
+from tests.e2e.served import MIB, environment
+from tests.e2e.sparse import name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.e2e.conftest import Daemons
+    from tests.e2e.conftest import Daemons, SparseModels, Stores
 
+URI = "s3://models/sparse.safetensors"
 HOLDER = """
 import sys, cached
 with cached.open("llm", timeout_s=15) as model:
@@ -72,3 +76,72 @@ def test_a_model_that_was_opened_before_the_end_is_still_read_after_it(daemon: D
     assert tensors == {name: t.tobytes() for name, t in gpt2.load_files(tiny).items()}
     with pytest.raises(cached.DaemonUnavailable):
         cached.open("llm")
+
+
+@pytest.fixture
+def environment_of_a_slow_store(store: Stores, sparse_model: SparseModels) -> dict[str, str]:
+    """AWS_* of a store that sends eight tensors of 4 MiB at 8 MB/s."""
+    path = sparse_model(tensors=8, tensor_bytes=4 * MIB)
+    return aws(store({path.name: path}, throttle_bytes_per_s=8e6))
+
+
+def waiting_for(model: cached.Model, name: str) -> tuple[threading.Thread, list[object]]:
+    """Ask for a tensor in a thread of its own; its list is what came: a tensor or an error."""
+    got: list[object] = []
+
+    def work() -> None:
+        try:
+            got.append(model[name].tobytes())
+        except cached.CachedError as error:
+            got.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.2)  # until the daemon has the request
+    return thread, got
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_is_still_served_while_the_daemon_drains(
+    daemon: Daemons, environment_of_a_slow_store: dict[str, str]
+):
+    served = daemon({"llm": URI}, more=environment_of_a_slow_store)
+    with cached.open("llm", timeout_s=15) as model:
+        thread, got = waiting_for(model, name_of(7))
+        served.process.terminate()
+        time.sleep(0.05)
+        with pytest.raises(cached.DaemonUnavailable, match="stopping"):
+            cached.open("llm", timeout_s=15, socket=str(served.socket))
+        thread.join(15)
+        assert isinstance(got[0], bytes), got
+        assert len(got[0]) == 4 * MIB
+        assert served.process.wait(5) == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_too_long_is_told_when_the_daemon_ends(
+    daemon: Daemons, store: Stores, sparse_model: SparseModels
+):
+    path = sparse_model(tensors=8, tensor_bytes=16 * MIB)
+    more = aws(store({path.name: path}, throttle_bytes_per_s=4e6))
+    served = daemon({"llm": URI}, "--drain-timeout=500ms", more=more)
+    with cached.open("llm", timeout_s=15) as model:
+        thread, got = waiting_for(model, name_of(7))
+        began_s = time.monotonic()
+        served.process.terminate()
+        thread.join(5)
+        assert isinstance(got[0], cached.DaemonUnavailable)
+        assert 0.4 <= time.monotonic() - began_s <= 1.5
+        assert served.process.wait(5) == 0
+        assert time.monotonic() - began_s <= 3
+
+
+@pytest.mark.slow
+def test_a_load_that_nobody_waits_for_does_not_delay_the_end(
+    daemon: Daemons, environment_of_a_slow_store: dict[str, str]
+):
+    served = daemon({"llm": URI}, more=environment_of_a_slow_store, prefetch=True)
+    served.wait_for_state("llm", "loading")
+    began_s = time.monotonic()
+    assert served.stop() == 0
+    assert time.monotonic() - began_s <= 2

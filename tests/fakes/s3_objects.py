@@ -66,6 +66,16 @@ class Stored(NamedTuple):
             case Generated():
                 return self.content.size_bytes
 
+    def content_of(self, start: int, stop: int) -> bytes:
+        """Return bytes ``[start, stop)``."""
+        match self.content:
+            case bytes():
+                return self.content[start:stop]
+            case Path():
+                return self.content.read_bytes()[start:stop]
+            case Generated():
+                return self.content.content(start, stop)
+
 
 def stored(content: Content | Stored) -> Stored:
     """Return an object with an ETag that is another for another content."""
