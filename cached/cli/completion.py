@@ -128,7 +128,7 @@ def _zsh(argument: Argument) -> list[str]:
     values = "_files" if _is_path(argument) else values
     if not argument.names:
         return [f"1:{argument.metavar}:{values}"]
-    about = argument.about.replace("[", "(").replace("]", ")").replace(":", "\\:")
+    about = _about(argument).replace("[", "(").replace("]", ")").replace(":", "\\:")
     value = f":{argument.metavar.replace(':', ' ')}:{values}" if argument.metavar else ""
     return [f"*{name}[{about}]{value}" for name in argument.names]
 
@@ -153,7 +153,11 @@ def _fish_line(command: str, argument: Argument) -> str:
         return head + values
     names = "".join(f" -l {name.removeprefix('--')}" for name in argument.names)
     takes = (" -r -F" if _is_path(argument) else " -x") if argument.metavar else ""
-    return f"{head}{names}{takes}{values} -d {_fish_quoted(argument.about)}"
+    return f"{head}{names}{takes}{values} -d {_fish_quoted(_about(argument))}"
+
+
+def _about(argument: Argument) -> str:
+    return argument.about.split(". ")[0]
 
 
 def _takes_models(arguments: list[Argument]) -> bool:

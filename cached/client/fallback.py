@@ -70,7 +70,7 @@ def read(name: str, *, why: str, timeout_s: float | None) -> Model:
     Raises:
         InvalidConfig: nobody says where the model is stored.
         StoreError: what the store did.
-        HeaderError: a file is not what its name says.
+        LoadFailed: a file is not what its name says.
         OutOfSpace: it does not fit into memory.
         TimedOut: ``timeout_s`` ended.
     """
@@ -87,7 +87,7 @@ def read(name: str, *, why: str, timeout_s: float | None) -> Model:
     store = _store(uri)
     try:
         manifest = store.resolve(ModelRef(name, uri))
-        directory = _Directory(name)
+        directory = _Directory()
         lease = Lease(directory.remove)
         try:
             _fill(store, manifest, directory.path, deadline)
@@ -167,10 +167,10 @@ class LocalSource:
 class _Directory:
     """A private directory; ``remove`` it once. A child of fork does not."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         can_share = os.path.isdir(SHARED_MEMORY) and os.access(SHARED_MEMORY, os.W_OK)
         parent = SHARED_MEMORY if can_share else None
-        self.path = tempfile.mkdtemp(prefix=f"cached-{name}-", dir=parent)
+        self.path = tempfile.mkdtemp(prefix="cached-fallback-", dir=parent)
         self._pid = os.getpid()
         atexit.register(self.remove)
 
@@ -234,6 +234,7 @@ class _Filling:
         Raises:
             StoreError: what the store did.
             TimedOut: time was up.
+            LoadFailed: a thread died.
         """
         threads = [
             threading.Thread(target=self._run, name=f"cached-fallback-{number}", daemon=True)
@@ -250,11 +251,15 @@ class _Filling:
             while any(thread.is_alive() for thread in threads):
                 self._stop()
                 _join(threads)
-        if self._errors and not is_late:
-            raise self._errors[0]
-        if any(sink.watermark < part.stop for part, sink in self._all):
+        if all(sink.watermark == part.stop for part, sink in self._all):
+            return
+        if is_late:
             message = f"waited {deadline.timeout_s or 0:g} s for {uri} to be read in vain"
             raise TimedOut(message, hint="give more time (timeout_s), or start the daemon")
+        if self._errors:
+            raise self._errors[0]
+        message = f"reading {uri} ended before all was there"
+        raise LoadFailed(message, hint="this is a defect of cached: please report it")
 
     def _run(self) -> None:
         """Fetch one part after another; in each thread."""
@@ -342,11 +347,11 @@ def _header_bytes(path: str, stored: StoredObject) -> int | None:
     """Check a file's header as the daemon does; return where its data begin."""
     if not stored.is_safetensors:
         return None
-    with open(path, "rb") as file:
-        first = file.read(header.LENGTH_BYTES)
-        file.seek(0)
-        raw = file.read(header.header_bytes(first, stored.size_bytes))
     try:
+        with open(path, "rb") as file:
+            first = file.read(header.LENGTH_BYTES)
+            size_bytes = header.header_bytes(first, stored.size_bytes)
+            raw = first + file.read(size_bytes - len(first))
         return header.parse(raw, stored.size_bytes).header_bytes
     except CachedError as error:
         message = f"{stored.path}: {error.message}"

@@ -230,7 +230,7 @@ OPTIONS: tuple[Option, ...] = (
         None,
         "The Unix socket that workers connect to; a leading @ means an abstract one.",
         SERVING,
-        shown="see The socket",
+        shown="where workers look",
     ),
     Option(
         "socket_mode",

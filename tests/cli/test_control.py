@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import cached
 from cached.cli import control
 from cached.cli.control import model_names
 from cached.cli.main import main
@@ -264,6 +265,14 @@ def test_no_command_keeps_a_lease_or_a_descriptor(daemon, capsys):
     assert output(capsys, "evict", "m")[0] == "m: 1.0 MiB freed\n"
 
 
+def test_evict_is_refused_while_a_worker_holds_the_model(daemon, capsys):
+    with cached.open("m", timeout_s=10, until="ready"):
+        _, err = output(capsys, "evict", "m", code=1)
+        assert "leased" in err
+    daemon.wait_for_leases(0)
+    assert output(capsys, "evict", "m")[0] == "m: 1.0 MiB freed\n"
+
+
 def test_evict_goes_on_after_one_that_cannot(daemon, capsys):
     output(capsys, "prefetch", "m")
     out, err = output(capsys, "evict", "nobody", "m", code=1)
@@ -277,6 +286,13 @@ def test_the_flag_names_the_socket_before_the_environment(daemon, monkeypatch, c
     assert json.loads(out)["socket"] == daemon.address
     _, err = output(capsys, "status", code=3)
     assert "/nowhere/s" in err
+
+
+@pytest.mark.parametrize("command", ["status", "prefetch m", "wait m", "path m", "evict m"])
+def test_without_a_daemon_a_command_says_how_to_start_one(command, capsys):
+    _, err = output(capsys, *command.split(), "--socket", "/nowhere/s", code=3)
+    assert err.startswith("cached: cannot connect to the daemon at /nowhere/s: nothing is there")
+    assert "cached serve" in err
 
 
 def test_a_daemon_of_another_generation_is_named(scripted, capsys):
@@ -306,5 +322,6 @@ def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(scripted, monk
     assert "the daemon has not answered for 50 ms" in err
 
 
-def test_names_are_those_of_the_daemon(daemon):
+def test_names_are_those_of_the_daemon(daemon, capsys):
     assert model_names() == ["m", "clip"]
+    assert output(capsys, "completion", "names") == ("m\nclip\n", "")

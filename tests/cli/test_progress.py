@@ -57,7 +57,7 @@ def test_long_times_are_told_in_minutes():
 def test_what_does_not_fit_is_left_out_from_the_end():
     whole = bar_line(loading(60 * MIB), 90e6, 3, WIDE).split("  ")
     assert whole[-4:] == [" 25%", "60 MiB of 240 MiB", "90 MB/s", "2 s left"]
-    narrow = bar_line(loading(60 * MIB), 90e6, 3, WIDE._replace(columns=60))
+    narrow = bar_line(loading(60 * MIB), 90e6, 3, WIDE._replace(columns=75))
     assert narrow.split("  ")[-1] == "60 MiB of 240 MiB"
     assert bar_line(loading(60 * MIB), 90e6, 3, WIDE._replace(columns=20)) == "llm 25% loading"
 

@@ -31,6 +31,14 @@ def test_the_daemon_gets_the_config_and_its_exit_code_is_ours(monkeypatch: pytes
     assert [(config.http_port, config.fetch_threads) for config in given] == [(None, 2)]
 
 
+def test_a_segment_root_that_cannot_be_had_ends_with_2(tmp_path, capsys):
+    taken = tmp_path / "file"
+    taken.touch()
+    arguments = [f"--segment-root={taken}", f"--socket={tmp_path}/s", "--http-port=off"]
+    assert main(["serve", "--model=m=file:///nowhere/", *arguments]) == 2
+    assert str(taken) in capsys.readouterr().err
+
+
 def test_a_wrong_value_ends_with_2_before_anything_is_started(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import cached
-from cached.core.errors import DaemonUnavailable, InvalidConfig
+from cached.core.errors import (
+    AccessDenied,
+    DaemonUnavailable,
+    InsecureEndpoint,
+    InvalidConfig,
+    LoadFailed,
+    ObjectMissing,
+    TimedOut,
+)
 from cached.core.header import write
+from tests.fakes.local_daemon import WAIT_S, GatedStore, open_descriptors, weights
+from tests.fakes.store_faults import Reset, ShortBody, Stall, Status
+from tests.fakes.store_server import StoreServer
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+    from tests.client.conftest import Serve
 
 DATA = write([("t", "U8", (5,))]) + b"12345"
 
@@ -52,3 +70,198 @@ def test_the_model_is_read_from_its_uri_with_one_warning():
 def test_a_model_without_a_uri_says_where_to_name_it():
     with pytest.raises(InvalidConfig, match="CACHED_MODELS"):
         cached.open("other", fallback="s3")
+
+
+BIG = os.urandom((9 << 20) + 1)  # two parts
+OBJECTS = {
+    "llm/a.safetensors": weights(("big", "U8", [len(BIG)], BIG), ("none", "U8", [0], b"")),
+    "llm/deep/b.safetensors": weights(("small", "BF16", [2], b"abcd")),
+    "llm/config.json": b"{}",
+    "llm/empty.txt": b"",
+}
+
+
+def left_over() -> set[str]:
+    """Return the private directories that are there."""
+    return {path.name for path in Path("/dev/shm").glob("cached-fallback-*")}
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Check that directory and descriptors are gone at the end."""
+    before = left_over(), len(open_descriptors())
+    yield
+    gc.collect()  # what an exception's traceback held
+    assert (left_over(), len(open_descriptors())) == before
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StoreServer]]:
+    """Start an S3 server; no daemon."""
+    started: list[StoreServer] = []
+
+    def start(**settings: Any) -> StoreServer:
+        server = StoreServer(OBJECTS, **settings)
+        server.__enter__()
+        started.append(server)
+        monkeypatch.setenv("CACHED_ENDPOINT_URL", server.endpoint_url)
+        return server
+
+    for name, value in {
+        "CACHED_SOCKET": str(tmp_path / "none"),
+        "CACHED_MODELS": "m=s3://models/llm/",
+        "CACHED_ANONYMOUS": "true",
+        "CACHED_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield start
+    for server in started:
+        server.__exit__(None, None, None)
+
+
+def opened(**arguments: Any) -> cached.Model:
+    with pytest.warns(RuntimeWarning, match="every worker does again"):
+        return cached.open("m", fallback="s3", **arguments)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_model_in_s3_is_there_whole(s3: Callable[..., StoreServer]):
+    server = s3()
+    with opened() as model:
+        assert set(model) == {"big", "none", "small"}
+        assert bytes(model["big"]) == BIG
+        assert model["small"].tobytes() == b"abcd"
+        assert bytes(model.file("config.json")) == b"{}"
+        assert bytes(model.file("empty.txt")) == b""
+        assert {name for name, _ in model.items(order="arrival")} == set(model)
+        model.wait()
+        assert not model["big"].flags.writeable
+        assert Path(model.path, "deep/b.safetensors").read_bytes().endswith(b"abcd")
+    assert server.gets == 4  # two parts, one, one, and none for what is empty
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_the_store_is_asked_whether_the_model_is_stale(
+    s3: Callable[..., StoreServer], *, is_replaced: bool
+):
+    server = s3()
+    with opened() as model:
+        if is_replaced:
+            server.objects["llm/config.json"] = server.objects["llm/empty.txt"]
+        assert model.is_stale == is_replaced
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_directory_is_there_until_the_last_view_is_gone(s3: Callable[..., StoreServer]):
+    s3()
+    with opened() as model:
+        path = Path(model.path)
+        view = model["small"]
+        assert path.stat().st_mode & 0o777 == 0o700
+    del model
+    assert path.is_dir()
+    assert view.tobytes() == b"abcd"
+    del view
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("fault", [Status(503), Reset(100), ShortBody(1 << 20)])
+def test_a_fault_that_passes_is_tried_again(s3: Callable[..., StoreServer], fault: Any):
+    server = s3(faults={0: fault, 1: fault})
+    with opened() as model:
+        assert bytes(model["big"]) == BIG
+    assert server.gets > 4
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("settings", "arguments", "error", "text"),
+    [
+        ({"faults": {0: Status(403, code="AccessDenied")}}, {}, AccessDenied, "llm/"),
+        (
+            {"faults": {0: Stall(math.inf, 10)}},
+            {"timeout_s": 0.2},
+            TimedOut,
+            "waited 0.2 s for s3:",
+        ),
+    ],
+    ids=["refused", "stalled"],
+)
+def test_what_does_not_pass_is_a_typed_error(
+    s3: Callable[..., StoreServer], settings: Any, arguments: Any, error: Any, text: str
+):
+    s3(**settings)
+    with pytest.raises(error, match=text):
+        opened(**arguments)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_file_that_is_not_safetensors_is_named(s3: Callable[..., StoreServer]):
+    server = s3()
+    server.objects["llm/x.safetensors"] = server.objects["llm/config.json"]
+    with pytest.raises(LoadFailed, match=r"x\.safetensors: "):
+        opened()
+
+
+@pytest.mark.usefixtures("nothing_left", "s3")
+@pytest.mark.parametrize(
+    ("uri", "error", "text"),
+    [
+        ("http://x/y", InvalidConfig, "must begin with s3:// or file://"),
+        ("file:///no/such/model", ObjectMissing, "no/such/model"),
+    ],
+)
+def test_a_wrong_uri_is_a_typed_error(
+    uri: str, error: Any, text: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CACHED_MODELS", f"m={uri}")
+    with pytest.raises(error, match=text):
+        opened()
+
+
+@pytest.mark.usefixtures("s3")
+def test_plain_http_goes_to_this_machine_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CACHED_ENDPOINT_URL", "http://192.0.2.1:9000")
+    with pytest.raises(InsecureEndpoint):
+        opened()
+
+
+def test_a_daemon_that_answers_is_used(serve: Serve):
+    daemon = serve(GatedStore({"config.json": b"{}"}))
+    with cached.open("m", fallback="s3", timeout_s=WAIT_S):
+        assert daemon.leases == 1
+
+
+PROGRAM = """
+import os, warnings
+warnings.simplefilter("ignore")
+import cached
+model = cached.open("m", fallback="s3")
+path = model.path
+child = os.fork()
+if not child:
+    model.close()
+    del model
+    os._exit(0)
+os.waitpid(child, 0)
+assert os.path.isdir(path) and bytes(model.buffer("t")) == b"12345"
+print(path)
+"""
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_process_that_ends_leaves_nothing_and_its_children_take_nothing():
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("/")
+    assert not os.path.exists(ended.stdout.strip())
+
+
+@pytest.mark.usefixtures("alone", "nothing_left")
+def test_torch_tensors_come_the_same_way():
+    pytest.importorskip("torch", reason="NO TEST WITH TORCH: make bench-setup installs it")
+    with opened() as model:
+        assert bytes(model.torch()["t"].numpy()) == b"12345"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np  # noqa: TC002 - its types are looked at by name
+import numpy as np
 import pytest
 
 import cached
@@ -40,6 +40,8 @@ from tests.fakes.local_daemon import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import numpy as np
 
     from tests.client.conftest import Serve
     from tests.fakes.local_daemon import Calls

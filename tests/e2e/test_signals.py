@@ -49,6 +49,14 @@ def test_a_signal_ends_an_idle_daemon_at_once(daemon: Daemons, tiny: Path, signu
     assert "drain requested" in events
 
 
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_signal_ends_a_daemon_that_has_just_begun_to_listen(
+    daemon: Daemons, tiny: Path, attempt: int
+):
+    served = daemon({f"llm{attempt}": f"file://{tiny}/"}, prefetch=True)
+    assert served.stop() == 0
+
+
 def test_a_worker_keeps_what_it_mapped_when_the_daemon_ends(daemon: Daemons, tiny: Path):
     served = daemon({"llm": f"file://{tiny}/"})
     worker = subprocess.Popen(

@@ -162,7 +162,8 @@ class TmpfsSegments:
                     return
                 step_bytes = min(STEP_BYTES, file.size_bytes - start)
                 try:
-                    os.posix_fallocate(file.fd, start, step_bytes)
+                    with file.lock:  # see OpenFile: writers of a file sleep better than they spin
+                        os.posix_fallocate(file.fd, start, step_bytes)
                 except OSError as error:
                     if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
                         return  # pages come with the writes; a full file system is clean there too
