@@ -94,8 +94,8 @@ class Model:
             if file.header_bytes is not None:
                 table = header.read(file.view(0, file.header_bytes), file.size_bytes)
                 self.metadata.update(table.metadata)
-                for tensor in table.tensors.values():
-                    self._tensors[tensor.name] = (index, tensor)
+                for tensor_name, tensor in table.tensors.items():
+                    self._tensors[tensor_name] = (index, tensor)
 
     def __repr__(self) -> str:
         return f"<cached.Model {self.name}@{self.version}: {len(self._tensors)} tensors>"
@@ -163,7 +163,8 @@ class Model:
 
     def _pairs(self, names: Iterator[str]) -> Iterator[tuple[str, Array]]:
         for name in names:
-            yield name, self._view(*self._ready(name))
+            found = self._tensors[name] if self._is_complete else self._ready(name)
+            yield name, self._view(*found)
 
     def buffer(self, name: str) -> memoryview:
         """Return the raw bytes of a tensor, read-only; waits for just this tensor. No numpy."""
