@@ -25,6 +25,11 @@ RECEIVE_BYTES = 256 << 10
 HELLO_ID = 0
 _ANCILLARY_BYTES = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * array.array("i").itemsize)
 _RETRY_S = 0.02  # a worker that starts together with the daemon
+MAX_WAITS = 48
+"""Slow requests under way at once. The daemon reads none beyond MAX_OUTSTANDING: what is left over
+is for quick ones, and for a ``cancel`` to get through."""
+_SLOW = {"wait", "arrivals"}
+_CANCEL_S = 0.05  # for other threads to send theirs; a daemon that does not read gets none
 _NOT_YET = (FileNotFoundError, ConnectionRefusedError)  # a daemon that starts may mend it
 _ERRNO_TEXT = {
     FileNotFoundError: "nothing is there",
@@ -107,6 +112,7 @@ class Connection:
         "_reader_id",
         "_replies",
         "_sending",
+        "_turns",
         "_waiting",
         "address",
         "pid",
@@ -120,6 +126,7 @@ class Connection:
         self._lock = threading.Lock()  # guards all that follows, unless it says otherwise
         self._changed = threading.Condition(self._lock)
         self._sending = threading.Lock()  # for the length of a frame
+        self._turns = threading.Semaphore(MAX_WAITS)  # of slow requests
         self._frames = wire.FrameBuffer(wire.MAX_REPLY_BYTES)  # the reader's
         self._descriptors: list[int] = []  # the reader's
         self._replies: dict[int, Reply] = {}
@@ -144,6 +151,22 @@ class Connection:
             CachedError: the daemon's answer, as its type; DaemonUnavailable when it is gone;
                 TimedOut at the deadline; BadRequest for one that is too long to send.
         """
+        what = what or f"the answer to {op}"
+        if op in _SLOW:
+            while not self._turns.acquire(timeout=deadline.left_s):
+                if deadline.has_passed:
+                    raise _in_vain(what, deadline)
+        try:
+            reply = self._ask(op, fields, deadline, what)
+        finally:
+            if op in _SLOW:
+                self._turns.release()
+        if "error" in reply.body:
+            close_all(reply.descriptors)
+            raise wire.error_from(reply.body)
+        return reply
+
+    def _ask(self, op: str, fields: Mapping[str, object], deadline: Deadline, what: str) -> Reply:
         with self._lock:
             self._last_id += 1
             request_id = self._last_id
@@ -152,14 +175,10 @@ class Connection:
             self._waiting.add(request_id)
         try:
             self._send(frame, deadline)
-            reply = self._await(request_id, deadline, what or f"the answer to {op}")
+            return self._await(request_id, deadline, what)
         except BaseException:  # a time-out, or a KeyboardInterrupt
             self._give_up(request_id)
             raise
-        if "error" in reply.body:
-            close_all(reply.descriptors)
-            raise wire.error_from(reply.body)
-        return reply
 
     def greeted(self, deadline: Deadline) -> dict[str, object]:
         """Wait for the answer to the greeting; once.
@@ -213,7 +232,7 @@ class Connection:
         if reply is not None:
             close_all(reply.descriptors)
         elif not is_over:
-            self._send(frame, Deadline(0))
+            self._send(frame, Deadline(_CANCEL_S))
 
     # --- receiving
 
@@ -233,9 +252,7 @@ class Connection:
                 if self._error is not None:
                     raise type(self._error)(self._error.message, hint=self._error.hint)
                 if deadline.has_passed:
-                    message = f"waited {deadline.timeout_s:g} s for {what} in vain"
-                    hint = "give more time (timeout_s), or see how far it is: cached status"
-                    raise TimedOut(message, hint=hint)
+                    raise _in_vain(what, deadline)
                 self._reader_id = request_id
             self._read(deadline)
 
@@ -303,6 +320,11 @@ class Connection:
         message = f"the daemon at {self.address} closed the connection{why}"
         hint = "what is mapped stays valid; open the model again when the daemon is back"
         return DaemonUnavailable(message, hint=hint)
+
+
+def _in_vain(what: str, deadline: Deadline) -> TimedOut:
+    message = f"waited {deadline.timeout_s:g} s for {what} in vain"
+    return TimedOut(message, hint="give more time (timeout_s), or see how far it is: cached status")
 
 
 def _poll(polled: socket.socket, mask: int, deadline: Deadline) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cached.client.connection import Connection, connect
+from cached.client.connection import MAX_WAITS, Connection, connect
 from cached.client.deadline import Deadline
 from cached.core import wire
 from cached.core.errors import (
@@ -106,6 +106,65 @@ def test_a_time_out_says_what_for_and_tells_the_daemon(pair: Pair):
     assert isinstance(caught.value, TimeoutError)
     waited = daemon.expect("wait")
     assert daemon.expect("cancel")["request"] == waited["id"]
+
+
+def test_many_waits_leave_room_for_other_requests_and_take_turns(pair: Pair, call: Calls):
+    connection, daemon = pair
+    waits = [
+        threading.Thread(target=connection.call, args=("wait", {}, NEVER))
+        for _ in range(MAX_WAITS + 3)
+    ]
+    for wait in waits:
+        wait.start()
+    waiting = [daemon.expect("wait") for _ in range(MAX_WAITS)]
+    checking = call(connection.call, "check", {}, NEVER)
+    check = daemon.expect("check")
+    daemon.send({"id": check["id"], "stale": False})
+    assert checking.result().body["stale"] is False
+    for request in waiting:
+        daemon.send({"id": request["id"]})
+    for _ in range(3):
+        daemon.send({"id": daemon.expect("wait")["id"]})
+    for wait in waits:
+        wait.join()
+
+
+def test_a_wait_whose_turn_does_not_come_ends_in_time_and_costs_no_turn(pair: Pair, call: Calls):
+    connection, daemon = pair
+    waits = [
+        threading.Thread(target=connection.call, args=("arrivals", {}, NEVER))
+        for _ in range(MAX_WAITS)
+    ]
+    for wait in waits:
+        wait.start()
+    waiting = [daemon.expect("arrivals") for _ in range(MAX_WAITS)]
+    with pytest.raises(TimedOut, match=r"waited 0\.01 s for tensor 'w' in vain"):
+        connection.call("wait", {}, Deadline(0.01), "tensor 'w'")
+    for request in waiting:
+        daemon.send({"id": request["id"]})
+    for wait in waits:
+        wait.join()
+    assert daemon.is_quiet()
+    last = call(connection.call, "wait", {}, NEVER)
+    daemon.send({"id": daemon.expect("wait")["id"], "complete": True})
+    assert last.result().body["complete"] is True
+
+
+def test_all_waits_that_time_out_at_once_are_given_up(pair: Pair):
+    connection, daemon = pair
+
+    def wait() -> None:
+        with pytest.raises(TimedOut):
+            connection.call("wait", {}, Deadline(0.05))
+
+    waits = [threading.Thread(target=wait) for _ in range(MAX_WAITS)]
+    for thread in waits:
+        thread.start()
+    for thread in waits:
+        thread.join()
+    asked = [daemon.read() for _ in range(2 * MAX_WAITS)]
+    given_up = {frame["request"] for frame in asked if frame["op"] == "cancel"}
+    assert given_up == {frame["id"] for frame in asked if frame["op"] == "wait"}
 
 
 def test_a_late_reply_is_dropped_and_its_descriptors_are_closed(pair: Pair, call: Calls):
