@@ -158,12 +158,22 @@ class Daemon:
                     self._runner.carry_out(effect)
 
 
-def drain_on_signals(post: Callable[[Event], None]) -> None:
-    """Turn SIGTERM and SIGINT into a drain; the second SIGINT ends the process at once."""
+def drain_on_signals(post: Callable[[Event], None]) -> Callable[[], None]:
+    """Turn SIGTERM and SIGINT into a drain; the second SIGINT ends the process at once.
+
+    Returns:
+        What puts the handlers back that were there before.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def drain(signum: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         post(events.DrainRequested())
 
-    signal.signal(signal.SIGTERM, drain)
-    signal.signal(signal.SIGINT, drain)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, drain)
+    return restore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from cached.core.header import write
 from cached.core.loads import Limits
 from cached.core.objects import ModelRef, PeerId
 from cached.core.reporting import About
-from cached.daemon import Daemon, Inquiries, Mailbox
+from cached.daemon import Daemon, Inquiries, Mailbox, drain_on_signals
 from cached.runner import Ports, Runner
 from tests.fakes.store import MemoryStore
 
@@ -219,3 +220,14 @@ def test_observers_see_events_and_effects(running):
 
     assert any(isinstance(event, events.Resolved) for event in running.notes.events)
     assert any(isinstance(effect, effects.FetchPart) for effect in running.notes.effects)
+
+
+def test_signal_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    mailbox = Mailbox()
+    restore = drain_on_signals(mailbox.post)
+    signal.raise_signal(signal.SIGTERM)
+    restore()
+
+    assert mailbox.take(1.0) == events.DrainRequested()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -51,7 +51,8 @@ def quote_path(path: str) -> str:
 
 def quote_query(parameters: Iterable[tuple[str, str]]) -> str:
     """Return a query in the order in which it is signed."""
-    return "&".join(sorted(f"{quote(name)}={quote(value)}" for name, value in parameters))
+    pairs = sorted((quote(name), quote(value)) for name, value in parameters)
+    return "&".join([f"{name}={value}" for name, value in pairs])
 
 
 class Signer:

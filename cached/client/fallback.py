@@ -6,10 +6,7 @@ for by ``cached.open(fallback="s3")``, warns, and is imported only then.
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 import threading
 import warnings
 from typing import TYPE_CHECKING
@@ -28,6 +25,7 @@ from cached.client import settings
 from cached.client.deadline import Deadline
 from cached.client.mappings import File, Lease, close_all
 from cached.client.model import Model
+from cached.client.private_directory import PrivateDirectory
 from cached.core import header
 from cached.core.errors import (
     CachedError,
@@ -53,14 +51,13 @@ FIRST_PAUSE_S = 0.05  # doubles with each attempt
 LOOK_S = 0.05  # how soon the end of the time is noticed
 CONNECT_TIMEOUT_S = 3.0
 RECEIVE_TIMEOUT_S = 10.0
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a directory of our own is made in it
 
 
 def read(name: str, *, why: str, timeout_s: float | None) -> Model:
     """Return a model that is complete, in memory of this process alone.
 
     Its files lie in a private directory, which is removed when the model is closed and the
-    last view is gone, or when the process ends in order.
+    last view is gone, or when the process ends; of a killed one, when the next one is made.
 
     Args:
         name: of the model; ``CACHED_MODELS`` or the file must say where it is stored.
@@ -87,7 +84,7 @@ def read(name: str, *, why: str, timeout_s: float | None) -> Model:
     store = _store(uri)
     try:
         manifest = store.resolve(ModelRef(name, uri))
-        directory = _Directory()
+        directory = PrivateDirectory()
         lease = Lease(directory.remove)
         try:
             _fill(store, manifest, directory.path, deadline)
@@ -162,23 +159,6 @@ class LocalSource:
             return store.resolve(ModelRef(self._name, self._uri)).version != self._version
         finally:
             store.close()
-
-
-class _Directory:
-    """A private directory; ``remove`` it once. A child of fork does not."""
-
-    def __init__(self) -> None:
-        can_share = os.path.isdir(SHARED_MEMORY) and os.access(SHARED_MEMORY, os.W_OK)
-        parent = SHARED_MEMORY if can_share else None
-        self.path = tempfile.mkdtemp(prefix="cached-fallback-", dir=parent)
-        self._pid = os.getpid()
-        atexit.register(self.remove)
-
-    def remove(self) -> None:
-        """Remove it and all below; again, or in another process: do nothing."""
-        atexit.unregister(self.remove)
-        if os.getpid() == self._pid:
-            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _store(uri: str) -> ObjectStore:

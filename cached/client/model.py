@@ -5,11 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cached.client import table
 from cached.client.arrays import Arrays, import_torch, torch_tensor
 from cached.client.deadline import Deadline
 from cached.client.mappings import File, close_all, private_mapping
-from cached.core import header
-from cached.core.errors import ModelClosed, TensorUnknown
+from cached.core.errors import CachedError, ModelClosed, TensorUnknown, TimedOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
     Range = tuple[int, int, int]  # file, start, stop
+
+PROGRESS_S = 0.02  # to learn how far a load is, after a time-out; a daemon that hangs says nothing
 
 
 class Source(Protocol):
@@ -79,7 +81,6 @@ class Model:
     ) -> None:
         self.name = name
         self.version = version
-        self.metadata: dict[str, str] = {}
         self._files = files
         self._source = source
         self._is_closed = False
@@ -88,14 +89,8 @@ class Model:
         self._timeout_s = timeout_s
         self._arrays: Arrays | None = None
         self._confirmed: set[str] = set()
-        self._tensors: dict[str, tuple[int, Tensor]] = {}
         self._release: Callable[[], object] = source.lease.hold_for(self)
-        for index, file in enumerate(files):
-            if file.header_bytes is not None:
-                table = header.read(file.view(0, file.header_bytes), file.size_bytes)
-                self.metadata.update(table.metadata)
-                for tensor_name, tensor in table.tensors.items():
-                    self._tensors[tensor_name] = (index, tensor)
+        self._tensors, self.metadata, self._ambiguous = table.read(files)
 
     def __repr__(self) -> str:
         return f"<cached.Model {self.name}@{self.version}: {len(self._tensors)} tensors>"
@@ -159,12 +154,13 @@ class Model:
             message = f"order must be 'file' or 'arrival', was {order!r}"
             raise ValueError(message)
         self._check_open()
+        if self._is_complete:
+            return self._made().views(self._files, self._tensors)
         return self._pairs(iter(self._tensors) if order == "file" else self._arriving())
 
     def _pairs(self, names: Iterator[str]) -> Iterator[tuple[str, Array]]:
         for name in names:
-            found = self._tensors[name] if self._is_complete else self._ready(name)
-            yield name, self._view(*found)
+            yield name, self._view(*self._ready(name))
 
     def buffer(self, name: str) -> memoryview:
         """Return the raw bytes of a tensor, read-only; waits for just this tensor. No numpy."""
@@ -253,7 +249,8 @@ class Model:
             return
         found = [self._find(name) for name in names]
         ranges = _joined([(index, tensor.start, tensor.stop) for index, tensor in found])
-        self._wait(ranges, deadline, f"{len(found)} tensors")
+        what = f"tensor {names[0]!r:.200}" if len(names) == 1 else f"{len(names)} tensors"
+        self._wait(ranges, deadline, what)
         self._confirmed.update(names)
 
     # --- inside
@@ -263,7 +260,12 @@ class Model:
             return self._tensors[name]
         except (KeyError, TypeError):
             message = f"{self.name} has no tensor named {name!r:.200}"
-            raise TensorUnknown(message, hint=f"it has {len(self)}: see keys()") from None
+            hint = f"it has {len(self)}: see keys()"
+            several = self._ambiguous.get(str(name))
+            if several:
+                message = f"{self.name} has {len(several)} tensors named {name!r:.200}"
+                hint = f"ask for one of them: {', '.join(several)[:400]}"
+            raise TensorUnknown(message, hint=hint) from None
 
     def _ready(self, name: str) -> tuple[int, Tensor]:
         index, tensor = self._find(name)
@@ -277,7 +279,11 @@ class Model:
     def _wait(self, ranges: list[Range], deadline: Deadline, what: str) -> None:
         wanted = [(index, start, stop) for index, start, stop in ranges if start < stop]
         if wanted and not self._is_complete:
-            if self._source.wait(wanted, deadline, f"{what} of {self.name}"):
+            try:
+                is_all = self._source.wait(wanted, deadline, f"{what} of {self.name}")
+            except TimedOut as error:
+                raise self._how_far(error, wanted) from error
+            if is_all:
                 self._is_complete = True
             self._check_open()
 
@@ -285,14 +291,37 @@ class Model:
         """Wait for the whole version; return its directory."""
         self._check_open()
         if self._path is None:
-            self._path = self._source.path(deadline)
+            try:
+                self._path = self._source.path(deadline)
+            except TimedOut as error:
+                everything = [(index, 0, file.size_bytes) for index, file in enumerate(self._files)]
+                raise self._how_far(error, everything) from error
             self._is_complete = True
         return self._path
 
+    def _how_far(self, error: TimedOut, wanted: list[Range]) -> TimedOut:
+        """Return the error, and in it how much of what was waited for is there, if known."""
+        try:
+            _, there, _ = self._source.arrivals(0, Deadline(PROGRESS_S))
+        except CachedError:
+            return error
+        spans = _by_file(there)
+        come_bytes = sum(
+            max(0, min(stop, span_stop) - max(start, span_start))
+            for index, start, stop in wanted
+            for span_start, span_stop in spans.get(index, [])
+        )
+        wanted_bytes = sum(stop - start for _, start, stop in wanted)
+        message = f"{error.message}: {come_bytes} of {wanted_bytes} bytes are there"
+        return TimedOut(message, hint=error.hint)
+
     def _view(self, index: int, tensor: Tensor) -> Array:
+        return self._made().view(self._files[index], tensor)
+
+    def _made(self) -> Arrays:
         if self._arrays is None:
             self._arrays = Arrays()
-        return self._arrays.view(self._files[index], tensor)
+        return self._arrays
 
     def _arriving(self) -> Iterator[str]:
         """Yield names as their bytes come; each once."""

@@ -47,6 +47,7 @@ def open(  # noqa: A001 - cached.open, as in gzip.open
 
     Raises:
         DaemonUnavailable: nobody answers, and there is no fallback.
+        InvalidConfig: no socket can have the given address.
         ModelUnknown: no such model is configured; the text names those that are.
         OverBudget: it does not fit; the text has the numbers.
         LoadFailed: the store's answer made it impossible; the text says why.
@@ -78,6 +79,8 @@ def _connected(address: str | None, patience: Deadline) -> Connection:
     if address is None:
         address = settings.socket_address()
         settings.check_owner(address)
+    else:
+        address = settings.checked_address(address, "socket")
     return connect(address, patience, is_patient=patience.timeout_s is not None)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SIDECAR_DIRECTORY = "/cached"
+MAX_SOCKET_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
 _STORE = {  # and the variables of the AWS SDKs that are read where ours is not set
     "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -37,17 +38,40 @@ def socket_address(environ: Mapping[str, str] | None = None, uid: int | None = N
         uid: of the user; ``None``: of this process.
 
     Raises:
-        InvalidConfig: the file that ``CACHED_CONFIG`` names cannot be read.
+        InvalidConfig: the file that ``CACHED_CONFIG`` names cannot be read, or what was given
+            is no address.
     """
     environ = os.environ if environ is None else environ
     uid = os.getuid() if uid is None else uid
     given = environ.get("CACHED_SOCKET", "").strip()
     if given:
-        return given
+        return checked_address(given, "CACHED_SOCKET")
     configured = _file(environ).get("socket")
-    if isinstance(configured, str) and configured:
-        return configured
+    if configured is not None:
+        return checked_address(configured, environ["CACHED_CONFIG"])
     return default_address(environ, uid)
+
+
+def checked_address(given: object, source: str) -> str:
+    """Return an address that was given, a relative path made absolute.
+
+    Args:
+        given: as it was written.
+        source: who gave it.
+
+    Raises:
+        InvalidConfig: no socket can have it.
+    """
+    address = given if isinstance(given, str) else ""
+    if address and not address.startswith(("/", "@")):
+        address = os.path.abspath(os.path.expanduser(address))
+    if not 0 < len(os.fsencode(address)) <= MAX_SOCKET_BYTES or address == "@":
+        message = (
+            f"socket must be a path of at most {MAX_SOCKET_BYTES} bytes, or @NAME (abstract), "
+            f"was {given!r:.200} (from {source})"
+        )
+        raise InvalidConfig(message, hint="name a shorter path, for example /tmp/cached.sock")
+    return address
 
 
 def default_address(environ: Mapping[str, str], uid: int) -> str:

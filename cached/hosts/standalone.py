@@ -102,7 +102,7 @@ def run(config: Config) -> int:
 def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack) -> None:
     began_s = clock.now_s()
     mailbox = Mailbox()
-    drain_on_signals(mailbox.post)  # before anybody can see the socket, and stop us
+    stack.callback(drain_on_signals(mailbox.post))  # before anybody can see the socket, and stop us
     workers = UnixSocket(
         listen(config.socket, config.socket_mode), mailbox.post, waiting=mailbox.count
     )

@@ -123,6 +123,7 @@ def test_text_is_for_people():
 
 
 @pytest.mark.parametrize("is_text", [False, True])
+@example(value="Infinity")
 @example(value=float("nan"))
 @example(value=-float("inf"))
 @given(value=st.one_of(st.text(max_size=5000), st.floats(), st.integers(), st.binary()))
@@ -136,9 +137,8 @@ def test_any_value_makes_one_line_that_a_pipe_takes_whole(is_text: bool, value: 
     assert line[:-1].isprintable()
     assert len(line) < MAX_LINE_BYTES
     if not is_text:
-        assert json.loads(line)["event"] == "load refused"
-        assert "NaN" not in line
-        assert "Infinity" not in line
+        # NaN and Infinity, which JSON has not, would come to parse_constant; as text they may stand
+        assert json.loads(line, parse_constant=pytest.fail)["event"] == "load refused"
     pipe.close()
 
 

@@ -198,3 +198,7 @@ def test_the_time_zone_of_the_machine_does_not_matter(monkeypatch: pytest.Monkey
         monkeypatch.undo()
         time.tzset()
     assert signed["x-amz-date"] == "19700101T000000Z"
+
+
+def test_a_query_is_sorted_by_name_and_not_by_the_text_of_the_pair():
+    assert quote_query([("a-b", "1"), ("a", "2")]) == "a=2&a-b=1"

@@ -134,6 +134,27 @@ def test_views_of_one_file_share_its_base(made: Made):
     assert np.shares_memory(arrays.view(file, tensor), arrays.view(file, tensor))
 
 
+def test_all_views_together_are_those_of_each_alone(made: Made):
+    shapes: list[list[int]] = [[2, 4], [], [0], [8]]
+    pairs = [
+        made(dtype, shape, odd=number)
+        for number, dtype in enumerate(sorted(DTYPE_BITS))
+        for shape in shapes
+        if _size(dtype, shape) or 0 in shape
+    ]
+    files = [file for file, _ in pairs]
+    tensors = {str(index): (index // 3, pairs[index // 3][1]) for index in range(3 * len(pairs))}
+    together = dict(Arrays().views(files, tensors))
+    assert list(together) == list(tensors)
+    for name, (index, tensor) in tensors.items():
+        alone = Arrays().view(files[index], tensor)
+        assert (together[name].dtype, together[name].shape) == (alone.dtype, alone.shape)
+        assert together[name].tobytes() == alone.tobytes()
+        assert not together[name].flags.writeable
+        if alone.size:
+            assert together[name].ctypes.data == alone.ctypes.data
+
+
 def test_a_view_of_a_closed_file_is_refused(made: Made):
     file, tensor = made("U8", [8])
     file.drop()

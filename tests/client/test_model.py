@@ -111,7 +111,7 @@ def test_a_tensor_is_there_before_the_rest(serve: Serve):
         assert len(model["b.pad"]) == PAD_BYTES
         daemon.store.release("b.safetensors")
         assert bytes(model["b"]) == B
-        with pytest.raises(TimedOut, match=r"waited 0\.01 s for 1 tensors of m in vain"):
+        with pytest.raises(TimedOut, match=r"waited 0\.01 s for tensor 'c' of m in vain"):
             model.wait(["c"], timeout_s=0.01)
         daemon.store.release(*HELD)
         assert bytes(model["c"]) == C
@@ -128,8 +128,36 @@ def test_a_time_out_names_what_did_not_come(serve: Serve, call: Calls):
             "file 'b.safetensors' of m": call(lambda: model.file("b.safetensors")),
         }
         for what, wait in waits.items():
-            with pytest.raises(TimedOut, match=f"waited 0.3 s for {what} in vain"):
+            expected = rf"waited 0.3 s for {what} in vain: \d+ of \d+ bytes are there"
+            with pytest.raises(TimedOut, match=expected):
                 wait.result(WAIT_S)
+
+
+def test_a_time_out_says_how_much_is_there(serve: Serve):
+    serve(held())
+    with cached.open("m", timeout_s=WAIT_S) as model:
+        come = (1 << 20) - (len(FILES["a.safetensors"]) - 5000)  # the first GET brings 1 MiB
+        assert 0 < come < 5000
+        expected = rf"tensor 'a' of m in vain: {come} of 5000 bytes are there; give more time"
+        with pytest.raises(TimedOut, match=expected):
+            model.wait(["a"], timeout_s=0.05)
+
+
+def test_names_that_two_files_share_are_told_apart(serve: Serve):
+    one, two = (
+        weights(("w", "U8", [1], b"1"), ("x", "U8", [1], b"x")),
+        weights(("w", "U8", [1], b"2")),
+    )
+    serve(GatedStore({"text/m.safetensors": one, "unet/m.safetensors": two}))
+    with cached.open("m", timeout_s=WAIT_S) as model:
+        assert list(model) == ["text/m.safetensors::w", "x", "unet/m.safetensors::w"]
+        assert model["text/m.safetensors::w"].tobytes() == b"1"
+        assert model["unet/m.safetensors::w"].tobytes() == b"2"
+        assert "w" not in model
+        with pytest.raises(
+            TensorUnknown, match=r"m has 2 tensors named 'w'; .*unet/m.safetensors::w"
+        ):
+            model["w"]
 
 
 def test_threads_wait_for_different_tensors_at_once(serve: Serve, call: Calls):

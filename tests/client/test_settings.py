@@ -51,6 +51,28 @@ def test_the_first_that_is_set_is_the_address(
     assert settings.socket_address({"CACHED_SOCKET": "  "}, UID) == "/tmp/cached-1234/cached.sock"
 
 
+@pytest.mark.parametrize("given", ['""', "5", '"@"', f'"/{"x" * 107}"', f'"@{"x" * 107}"'])
+def test_what_no_socket_can_have_is_refused_with_rule_value_and_source(tmp_path: Path, given: str):
+    path = tmp_path / "cached.toml"
+    path.write_text(f"socket = {given}")
+    with pytest.raises(InvalidConfig, match=r"socket must be .* 107 bytes, .* was .*cached.toml"):
+        settings.socket_address({"CACHED_CONFIG": str(path)}, UID)
+
+
+def test_the_longest_address_is_taken():
+    for address in (f"/{'x' * 106}", f"@{'x' * 106}"):
+        assert settings.socket_address({"CACHED_SOCKET": address}, UID) == address
+
+
+def test_a_relative_address_begins_where_this_process_is_or_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert settings.socket_address({"CACHED_SOCKET": "run/s"}, UID) == f"{tmp_path}/run/s"
+    assert settings.socket_address({"CACHED_SOCKET": "~/s"}, UID) == "/home/me/s"
+
+
 def test_without_arguments_it_is_this_process(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CACHED_SOCKET", "/mine")
     assert settings.socket_address() == "/mine"
