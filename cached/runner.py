@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import os
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from cached.core import effects, events
-from cached.core.errors import CachedError, LoadFailed
+from cached.core.errors import BadReply, CachedError, LoadFailed
+from cached.core.wire import error_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         Post,
         Replies,
         SegmentStore,
+        Sink,
     )
 
 Job = effects.Resolve | effects.FetchPart | effects.ReadHeader
@@ -128,8 +131,16 @@ class Runner:
         return self._ports.stores[uri.partition(":")[0]]
 
     def _reply(self, reply: effects.Reply) -> None:
-        descriptors = tuple(self._ports.segments.reader(file) for file in reply.files)
-        self._ports.replies.send(reply, descriptors)
+        descriptors: list[int] = []
+        try:
+            for file in reply.files:
+                descriptors.append(self._ports.segments.reader(file))  # noqa: PERF401 - closed if a later one fails
+        except CachedError as error:  # the version was freed, or no descriptor is left
+            for descriptor in descriptors:
+                os.close(descriptor)
+            descriptors.clear()
+            reply = reply._replace(body=error_body(error), files=())
+        self._ports.replies.send(reply, tuple(descriptors))
 
     def _segment_job(self, job: SegmentJob) -> None:
         segments = self._ports.segments
@@ -163,7 +174,7 @@ class Runner:
         sink = None
         try:
             sink = self._ports.segments.sink(part)
-            self._store(part.uri).fetch(part, sink)
+            self._fill(part, sink)
             event = events.PartFetched(part, clock.now_s() - began_s)
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
             known = error if isinstance(error, CachedError) else _bug(error)
@@ -172,6 +183,14 @@ class Runner:
         self._running.pop(part.part_id, None)
         self._ports.segments.release_sink(part)
         self._post(event)
+
+    def _fill(self, part: Part, sink: Sink) -> None:
+        self._store(part.uri).fetch(part, sink)
+        if sink.watermark != part.stop:  # no store is trusted with what "complete" means
+            message = (
+                f"{part.stored.key} came up to byte {sink.watermark}, {part.stop} were asked for"
+            )
+            raise BadReply(message, hint="it is tried again from there")
 
     def _read_header(self, job: effects.ReadHeader) -> None:
         try:

@@ -171,3 +171,45 @@ def test_segments_that_cannot_be_made_fail_the_load(bench):
     (event,) = bench.work(effects.CreateSegments(of, manifest))
 
     assert isinstance(event, events.SegmentsFailed)
+
+
+def test_a_reply_whose_files_are_gone_becomes_an_error_and_not_the_end_of_the_daemon(bench):
+    of, _ = bench.created()
+    bench.work(effects.Free(of))
+    reply = effects.Reply(PeerId(1), 7, "descriptors", {}, (FileRef(of, 0),))
+
+    bench.work(reply)
+
+    ((sent, contents),) = bench.replies.sent
+    assert contents == []
+    assert (sent.peer, sent.request_id) == (1, 7)
+    assert sent.body["error"]["code"] == "load_failed"
+
+
+def test_a_reply_that_runs_out_of_descriptors_half_way_closes_those_it_has(bench, monkeypatch):
+    of, _ = bench.created()
+    before = os.listdir("/proc/self/fd")
+    real = bench.segments.reader
+
+    def reader(file: FileRef) -> int:
+        if file.index == 1:
+            raise LoadFailed("no descriptor is left", hint="ulimit -n")
+        descriptor: int = real(file)
+        return descriptor
+
+    monkeypatch.setattr(bench.segments, "reader", reader)
+    bench.work(effects.Reply(PeerId(1), 7, "open", {}, (FileRef(of, 0), FileRef(of, 1))))
+
+    assert bench.replies.sent[0][0].body["error"]["code"] == "load_failed"
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_store_that_returns_early_has_not_fetched_the_part(bench, monkeypatch):
+    of, manifest = bench.created()
+    monkeypatch.setattr(bench.store, "fetch", lambda part, sink: sink.accept(0, memoryview(b"he")))
+
+    (event,) = bench.work(effects.FetchPart(bench.part(of, manifest, 1)))
+
+    assert isinstance(event, events.PartFailed)
+    assert event.watermark == 2
+    assert event.error.transient

@@ -56,6 +56,7 @@ _SOURCES = (
     "AWS_ACCESS_KEY_ID, AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, "
     "AWS_CONTAINER_CREDENTIALS_FULL_URI"
 )
+_SET_CLOCK = "check the clock of this machine, and what hands the keys out"
 _SET_KEYS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role; "
     "for a public bucket set anonymous"
@@ -153,6 +154,8 @@ class Credentials:
             return kept
         try:
             keys = self._ask()
+            if _left_s(keys, now_s) <= 0:
+                _refuse(f"the keys {keys.access_key_id} had expired when they came", _SET_CLOCK)
         except StoreError:
             if old is None:
                 raise
@@ -187,11 +190,13 @@ class Credentials:
             headers["authorization"] = token
         reply = self._exchange("GET", url, headers)
         if reply.status != 200:
-            raise _unfit(reply, f"the container's credentials at {url}")
+            raise _unfit(reply, f"the container's credentials at {url}", token)
         try:
             found = json.loads(reply.body)
             keys = found["AccessKeyId"], found["SecretAccessKey"], found["Token"]
             expires_s = _instant(found["Expiration"]) if found.get("Expiration") else None
+            if not all(isinstance(key, str) and key for key in keys):
+                raise TypeError  # noqa: TRY301 - as if it were not there
         except (ValueError, KeyError, TypeError):
             message = f"the container's credentials at {url} are not as documented"
             raise CredentialsUnavailable(message, hint=_SET_KEYS) from None
@@ -217,14 +222,18 @@ class Credentials:
         url = _checked(_sts_url(environ), "AWS_ENDPOINT_URL_STS")
         reply = self._exchange("POST", url, headers, urlencode(fields).encode())
         if reply.status != 200:
-            raise _unfit(reply, f"AssumeRoleWithWebIdentity for {role}")
+            raise _unfit(reply, f"AssumeRoleWithWebIdentity for {role}", fields["WebIdentityToken"])
         text = reply.body.decode(errors="replace")
         names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
         key_id, secret, token = (_element(text, name) for name in names)
         if not (key_id and secret and token):
             _refuse(f"the reply of STS at {url} holds no keys", "check AWS_ENDPOINT_URL_STS")
         expiration = _element(text, "Expiration")
-        return Keys(key_id, secret, token, _instant(expiration) if expiration else None)
+        try:
+            expires_s = _instant(expiration) if expiration else None
+        except ValueError:
+            _refuse(f"the reply of STS at {url} has no time in Expiration", "check the endpoint")
+        return Keys(key_id, secret, token, expires_s)
 
 
 def _from_environment(environ: Mapping[str, str]) -> Keys:
@@ -242,15 +251,16 @@ def _botocore_chain() -> Callable[[], Keys]:
         CredentialsUnavailable: it is not installed, or finds none.
     """
     try:
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ClientError
         from botocore.session import Session
     except ImportError:
         message = f"no credentials were found in {_SOURCES}; botocore is not installed"
         hint = f"{_SET_KEYS}; for profiles and instance roles: pip install botocore"
         raise CredentialsUnavailable(message, hint=hint) from None
+    failures = (BotoCoreError, ClientError)  # one for itself, one for what a service answers
     try:
         credentials = Session().get_credentials()
-    except BotoCoreError as error:
+    except failures as error:
         raise _of_botocore(error) from error
     if credentials is None:
         message = f"no credentials were found in {_SOURCES}, profile files or instance metadata"
@@ -259,7 +269,7 @@ def _botocore_chain() -> Callable[[], Keys]:
     def frozen() -> Keys:
         try:
             found = credentials.get_frozen_credentials()
-        except BotoCoreError as error:
+        except failures as error:
             raise _of_botocore(error) from error
         return Keys(found.access_key, found.secret_key, found.token)
 
@@ -328,9 +338,11 @@ def _instant(text: str) -> float:
     return when.replace(tzinfo=when.tzinfo or datetime.UTC).timestamp()
 
 
-def _unfit(reply: Reply, what: str) -> StoreError:
-    """Return the error for a reply without keys."""
+def _unfit(reply: Reply, what: str, secret: str) -> StoreError:
+    """Return the error for a reply without keys; ``secret`` was sent and may come back in it."""
     text = reply.body.decode(errors="replace")
+    if secret:
+        text = text.replace(secret, "***")
     code = re.search(r"""(?:<Code>|"code"\s*:\s*")([^<>"]{1,80})""", text)
     said = re.search(r"""(?:<Message>|"message"\s*:\s*")([^<>"]{1,300})""", text)
     words = [str(reply.status), *(match[1] for match in (code, said) if match)]

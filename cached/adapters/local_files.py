@@ -107,9 +107,7 @@ class LocalFiles:
 
 
 def _place(uri: str) -> str:
-    from urllib.parse import unquote  # 2 ms that models in S3 do not need
-
-    path = unquote(uri.removeprefix(SCHEME).removeprefix("localhost"))
+    path = uri.removeprefix(SCHEME).removeprefix("localhost")
     if not path.startswith("/"):
         message = f"{uri} is not absolute"
         raise ObjectMissing(

@@ -155,7 +155,7 @@ class Engine:
             return
         self._stop_at_s = None
         self._serving.dismiss("the daemon is stopping")
-        self._loading.stop()
+        self._shelf.is_stopped = True  # the runner cuts what is in flight
         self._advance("stop")
         self._shelf.effects.append(Drained())
 

@@ -58,13 +58,6 @@ class Loading:
                 self.want(model, now_s, is_asked=False)
         self._latch_ready()
 
-    def stop(self) -> None:
-        """Begin nothing any more; cut what is in flight."""
-        self._shelf.is_stopped = True
-        for model in self._shelf.models.values():
-            if model.load is not None and model.load.in_flight:
-                self._shelf.effects.append(CancelParts(model.load.of))
-
     def want(self, model: Model, now_s: float, *, is_asked: bool = True) -> None:
         """See to it that the model is resident or on its way.
 

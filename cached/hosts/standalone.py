@@ -55,24 +55,30 @@ class HttpStart:
             self._start()
 
     def happened(self, event: Event, now_s: float) -> None:
-        """See whether there will be no GET at all."""
-        if isinstance(event, events.ResolveFailed):
+        """See whether the first GET is over, or there will be none for a while."""
+        if isinstance(event, events.PartFetched | events.PartFailed | events.ResolveFailed):
             self.now()
 
     def decided(self, effect: Effect, now_s: float) -> None:
-        """See whether the first GET is under way."""
-        if isinstance(effect, effects.ReadHeader | effects.Publish | effects.Refused):
+        """See whether there will be no GET at all."""
+        if isinstance(effect, effects.Refused):
             self.now()
 
 
 class Readiness:
-    """An observer that latches: every model that is prefetched at start has been complete."""
+    """An observer that latches: every model that is prefetched at start has been complete.
+
+    A daemon that is being stopped is not ready any more.
+    """
 
     def __init__(self) -> None:
         self.is_ready = False
+        self.is_draining = False
 
     def happened(self, event: Event, now_s: float) -> None:
-        """Nothing to see in events."""
+        """See whether the daemon is to stop."""
+        if isinstance(event, events.DrainRequested):
+            self.is_draining = True
 
     def decided(self, effect: Effect, now_s: float) -> None:
         """Take note of the engine's word."""
@@ -81,6 +87,8 @@ class Readiness:
 
     def why_not(self) -> str:
         """Return why the daemon is not ready; empty when it is."""
+        if self.is_draining:
+            return "the daemon is stopping"
         return "" if self.is_ready else "models that are prefetched at start are not all there yet"
 
 
@@ -109,6 +117,11 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
     stack.callback(workers.stop)
     segments = TmpfsSegments(config.segment_root, dir_mode=_directory_mode(config.socket_mode))
     stack.callback(segments.purge)
+    if segments.swept:
+        swept_bytes = sum(left.size_bytes for left in segments.swept)
+        writer.write(
+            "info", "left-overs swept", versions=len(segments.swept), size_bytes=swept_bytes
+        )
     memory = SystemMemory(config.segment_root)
     by_scheme = stores(config, clock, writer)
     for store in by_scheme.values():

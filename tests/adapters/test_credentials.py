@@ -298,6 +298,8 @@ def test_an_unusable_token_file_is_an_error_that_names_it(tmp_path: Path, conten
         Reply(200, b"[]"),
         Reply(200, b'{"AccessKeyId": "a"}'),
         of_container(expiration="soon"),
+        Reply(200, b'{"AccessKeyId": 1, "SecretAccessKey": "s", "Token": "t"}'),
+        Reply(200, b'{"AccessKeyId": "a", "SecretAccessKey": null, "Token": "t"}'),
     ],
 )
 def test_a_reply_of_another_form_is_a_typed_error_without_its_text(reply: Reply):
@@ -322,6 +324,23 @@ def test_a_refusal_by_the_container_says_why(reply: Reply, error: type[StoreErro
         credentials.keys()
     if reply.body:
         assert "AccessDenied: no role" in str(caught.value)
+
+
+def test_a_token_that_a_refusal_repeats_does_not_stand_in_the_error():
+    environ = {**CONTAINER, "AWS_CONTAINER_AUTHORIZATION_TOKEN": TOKEN}
+    body = json.dumps({"code": "InvalidToken", "message": f"not known: {TOKEN}"}).encode()
+    credentials, _, _ = found_in(environ, lambda _: Reply(403, body))
+    with pytest.raises(CredentialsUnavailable, match=r"not known: \*\*\*") as caught:
+        credentials.keys()
+    assert TOKEN not in str(caught.value)
+
+
+def test_keys_that_had_expired_when_they_came_are_refused():
+    credentials, _, _ = found_in(
+        CONTAINER, lambda _: of_container(expiration="2001-01-01T00:00:00Z")
+    )
+    with pytest.raises(CredentialsUnavailable, match="had expired when they came"):
+        credentials.keys()
 
 
 def test_an_endpoint_that_does_not_answer_is_reported_as_such():
@@ -419,6 +438,23 @@ def test_a_refusal_of_sts_names_role_and_reason(
     )
 
 
+def test_a_web_token_that_sts_repeats_does_not_stand_in_the_error(web_identity: dict[str, str]):
+    body = (
+        b"<Error><Code>InvalidIdentityToken</Code><Message>the.web.token is bad</Message></Error>"
+    )
+    credentials, _, _ = found_in(web_identity, lambda _: Reply(400, body))
+    with pytest.raises(CredentialsUnavailable) as caught:
+        credentials.keys()
+    assert "the.web.token" not in str(caught.value)
+
+
+def test_an_expiration_of_sts_that_is_no_time_is_a_typed_error(web_identity: dict[str, str]):
+    body = STS_REPLY.body.replace(b"2023-11-14T23:13:20Z", b"soon")
+    credentials, _, _ = found_in(web_identity, lambda _: Reply(200, body))
+    with pytest.raises(CredentialsUnavailable, match="no time in Expiration"):
+        credentials.keys()
+
+
 @pytest.mark.parametrize("body", [b"", b"<html/>", STS_REPLY.body.replace(b"SessionToken", b"S")])
 def test_a_reply_of_sts_without_keys_is_a_typed_error(web_identity: dict[str, str], body: bytes):
     credentials, _, _ = found_in(web_identity, lambda _: Reply(200, body))
@@ -450,6 +486,20 @@ def test_a_profile_file_is_found_through_botocore(alone: Path):
     )
     credentials, _, _ = found_in({})
     assert credentials.keys() == credentials.keys() == Keys("AKPROFILE", SECRET)
+
+
+def test_what_a_service_answers_botocore_is_a_typed_error(monkeypatch: pytest.MonkeyPatch):
+    from botocore.exceptions import ClientError
+    from botocore.session import Session
+
+    def denied(self: Session) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": TOKEN}}, "AssumeRole")
+
+    monkeypatch.setattr(Session, "get_credentials", denied)
+    credentials, _, _ = found_in({})
+    with pytest.raises(CredentialsUnavailable, match="ClientError") as caught:
+        credentials.keys()
+    assert TOKEN not in str(caught.value)
 
 
 def test_a_changed_profile_file_replaces_expired_keys(alone: Path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import pytest
 
@@ -42,7 +41,7 @@ class Directory:
         fresh.rename(path)
 
     def uri(self, key: str) -> str:
-        return f"file://{quote(str(self.root))}/{quote(key)}"
+        return f"file://{self.root}/{key}"
 
 
 @pytest.fixture
@@ -155,3 +154,9 @@ def test_a_fetch_that_runs_is_cancelled(place: Directory):
         place.store.fetch(part, sink)
     assert 0 < sink.watermark < part.stop
     assert fetched(place.store, part) == bytes(3 << 20)
+
+
+def test_a_path_is_taken_as_it_is_written_and_not_percent_decoded(place: Directory):
+    place.put("a%20b/x", b"abc")
+    manifest = place.store.resolve(ModelRef("llm", place.uri("a%20b/")))
+    assert [stored.path for stored in manifest.objects] == ["x"]
