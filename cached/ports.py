@@ -99,17 +99,11 @@ class ObjectStore(Protocol):
 class SegmentStore(Protocol):
     """Shared memory for files. ``create``, ``publish`` and ``free`` run in the segment thread."""
 
-    def create(self, of: VersionRef, manifest: Manifest, ready: Callable[[], None]) -> None:
-        """Make all files of a version at full length and reserve their pages.
-
-        Args:
-            of: the version; not present yet.
-            manifest: names and sizes.
-            ready: called once, as soon as every file can be mapped and filled, before
-                the (slow) reservation of pages.
+    def create(self, of: VersionRef, manifest: Manifest) -> None:
+        """Make all files of a version at full length: they can be mapped and filled from now on.
 
         Raises:
-            OutOfSpace: pages ran out. What was made stays until ``free``.
+            OutOfSpace: the file system is full. What was made stays until ``free``.
         """
 
     def sink(self, part: Part) -> Sink:
@@ -145,9 +139,6 @@ class SegmentStore(Protocol):
         May be called again until it returns True, which frees the memory. True for an
         unknown version.
         """
-
-    def abandon(self, of: VersionRef) -> None:
-        """Make a running ``create`` of this version end soon; else do nothing. Any thread."""
 
     def reader(self, file: FileRef) -> int:
         """Return a new read-only descriptor of a file; the caller closes it.

@@ -85,13 +85,9 @@ class Runner:
                 self._fetch_jobs.put(effect)
             case effects.Resolve() | effects.ReadHeader():
                 self._fetch_jobs.put(effect)
-            case effects.CreateSegments() | effects.Publish():
-                self._segment_jobs.put(effect)
-            case effects.Free():
-                self._ports.segments.abandon(effect.of)
+            case effects.CreateSegments() | effects.Publish() | effects.Free():
                 self._segment_jobs.put(effect)
             case effects.CancelParts():
-                self._ports.segments.abandon(effect.of)
                 for part in tuple(self._running.values()):
                     if part.file.of == effect.of:
                         self._store(part.uri).cancel(part)
@@ -146,9 +142,8 @@ class Runner:
         segments = self._ports.segments
         match job:
             case effects.CreateSegments():
-                segments.create(
-                    job.of, job.manifest, lambda: self._post(events.SegmentsReady(job.of))
-                )
+                segments.create(job.of, job.manifest)
+                self._post(events.SegmentsReady(job.of))
             case effects.Publish():
                 self._post(events.Published(job.of, segments.publish(job.of)))
             case effects.Free():

@@ -18,10 +18,7 @@ class Resolve(NamedTuple):
 
 
 class CreateSegments(NamedTuple):
-    """Make every file of a version at full length, then reserve its pages in steps.
-
-    → ``SegmentsReady`` as soon as they can be mapped; ``SegmentsFailed`` at any time.
-    """
+    """Make every file of a version at full length → ``SegmentsReady`` or ``SegmentsFailed``."""
 
     of: VersionRef
     manifest: Manifest

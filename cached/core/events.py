@@ -78,7 +78,7 @@ class SegmentsReady(NamedTuple):
 
 
 class SegmentsFailed(NamedTuple):
-    """They could not be created, reserved or published; what was made is still there."""
+    """They could not be created or published; what was made is still there."""
 
     of: VersionRef
     error: CachedError

@@ -7,8 +7,9 @@ Layout below the root::
     models/NAME/VERSION/PATH        mode 0444, complete
     models/NAME/current             a symbolic link to the VERSION
 
-The root should be a tmpfs. Whatever it is, posix_fallocate must be native there (tmpfs, ext4,
-xfs, btrfs): glibc's substitute reads and writes back, and could undo a write beside it.
+Pages come with the writes. They are not reserved by fallocate: it takes the file's rwsem from
+the writers and costs more than it protects from (docs/decisions/004); the ledger keeps the sum of
+all loads within what there is, and a file system that fills up nevertheless fails a write cleanly.
 """
 
 from __future__ import annotations
@@ -34,15 +35,11 @@ from cached.adapters.segments.root import (
 from cached.core import header
 from cached.core.errors import LoadFailed, ObjectRefused
 from cached.core.manifest import layout_path
-from cached.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cached.core.header import Header
     from cached.core.objects import FileRef, Manifest, Part, VersionRef
 
-STEP_BYTES: Final = 32 << 20  # reserved at a time: 7 ms, in which writes to the file wait
 _CURRENT: Final = "current"
 
 
@@ -85,7 +82,6 @@ class TmpfsSegments:
         self._dir_mode = dir_mode
         self._lock = threading.Lock()
         self._versions: dict[VersionRef, _Version] = {}
-        self._abandoned: set[VersionRef] = set()
         self._lock_fd = claim(self.root, dir_mode)
         try:
             self.swept = survey(self.root)
@@ -114,29 +110,22 @@ class TmpfsSegments:
             os.rmdir(self.root)
         self.close()
 
-    def create(self, of: VersionRef, manifest: Manifest, ready: Callable[[], None]) -> None:
-        """Make all files at full length, call ``ready``, then reserve their pages in steps.
-
-        Ends early, without an error, once the version is abandoned.
+    def create(self, of: VersionRef, manifest: Manifest) -> None:
+        """Make all files of a version at full length: they can be mapped and filled from now on.
 
         Raises:
-            OutOfSpace: pages ran out. What was made stays until ``free``.
+            OutOfSpace: the file system is full. What was made stays until ``free``.
             ObjectRefused: a name would lie outside the root. Nothing was made.
             LoadFailed: the system refuses.
         """
         _check_names(of, manifest)
         version = _Version(f"{self.root}/filling/{of}~{of.load}")
         with self._lock:
-            if of in self._abandoned:
-                return
             self._versions[of] = version
         try:
             self._make_files(version, manifest)
         except OSError as error:
             raise translated(error, f"cannot make the files of {of} in {self.root}") from error
-        if of not in self._abandoned:
-            ready()
-        self._reserve(of, version, manifest.size_bytes)
 
     def _make_files(self, version: _Version, manifest: Manifest) -> None:
         directory = str(version.directory)
@@ -153,29 +142,6 @@ class TmpfsSegments:
             fd = os.open(f"{directory}/{stored.path}", flags, 0o600)
             version.files.append(OpenFile(fd, stored.path, stored.size_bytes))
             os.ftruncate(fd, stored.size_bytes)
-
-    def _reserve(self, of: VersionRef, version: _Version, size_bytes: int) -> None:
-        reserved_bytes = 0
-        for file in version.files:
-            for start in range(0, file.size_bytes, STEP_BYTES):
-                if of in self._abandoned:
-                    return
-                step_bytes = min(STEP_BYTES, file.size_bytes - start)
-                try:
-                    with file.lock:  # see OpenFile: writers of a file sleep better than they spin
-                        os.posix_fallocate(file.fd, start, step_bytes)
-                except OSError as error:
-                    if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
-                        return  # pages come with the writes; a full file system is clean there too
-                    action = f"cannot reserve {format_bytes(size_bytes)} for {of} in {self.root}"
-                    done = f"{action}, only {format_bytes(reserved_bytes)}"
-                    raise translated(error, done) from error
-                reserved_bytes += step_bytes
-
-    def abandon(self, of: VersionRef) -> None:
-        """Make ``create`` of this version, under way or to come, end soon; until ``free``."""
-        with self._lock:
-            self._abandoned.add(of)
 
     def sink(self, part: Part) -> PartSink:
         """Return the sink of a part; the same one for every attempt of equal ``part_id``.
@@ -273,7 +239,6 @@ class TmpfsSegments:
             LoadFailed: the system refuses to unlink; may be called again.
         """
         with self._lock:
-            self._abandoned.discard(of)
             version = self._versions.get(of)
         if version is None:
             return True

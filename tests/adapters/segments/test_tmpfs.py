@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cached.adapters.segments import TmpfsSegments, tmpfs
+from cached.adapters.segments import TmpfsSegments
 from cached.core.errors import (
     CachedError,
     HeaderError,
     InvalidConfig,
     LoadFailed,
     ObjectRefused,
-    OutOfSpace,
 )
 from cached.core.header import Header, write
 from cached.core.objects import FileRef, Manifest, Part, StoredObject, VersionRef
@@ -53,7 +52,7 @@ def part_of(of: VersionRef, manifest: Manifest, index: int) -> Part:
 def fill(segments: TmpfsSegments, of: VersionRef = OF, data: dict[str, bytes] = DATA) -> Manifest:
     """Make a version with all its bytes."""
     manifest = manifest_of(data, of.version)
-    segments.create(of, manifest, lambda: None)
+    segments.create(of, manifest)
     for index, body in enumerate(data.values()):
         part = part_of(of, manifest, index)
         segments.sink(part).accept(0, memoryview(body))
@@ -82,39 +81,14 @@ def test_a_new_root_is_empty_and_private_while_filling(root, segments):
     assert segments.swept == []
 
 
-def test_files_have_their_length_and_can_be_mapped_before_their_pages_are_reserved(
-    root, segments, monkeypatch
-):
-    seen: list[object] = []
-    real = os.posix_fallocate
-
-    def fallocate(fd: int, start: int, size: int) -> None:
-        seen.append(start)
-        real(fd, start, size)
-
-    monkeypatch.setattr(os, "posix_fallocate", fallocate)
-
-    def ready() -> None:
-        seen.append("ready")
-        for index, body in enumerate(DATA.values()):
-            assert read(segments, index) == bytes(len(body))
-
-    segments.create(OF, manifest_of(DATA), ready)
-    assert seen[0] == "ready"
-    assert seen.count("ready") == 1
-    for path, body in DATA.items():
+def test_new_files_have_their_length_and_take_no_memory_until_they_are_written(root, segments):
+    segments.create(OF, manifest_of(DATA))
+    for index, (path, body) in enumerate(DATA.items()):
         found = os.stat(f"{root}/filling/{OF}~0/{path}")
         assert found.st_size == len(body)
-        assert found.st_blocks * 512 >= len(body)
+        assert found.st_blocks == 0
         assert found.st_mode & 0o777 == 0o600
-
-
-def test_pages_are_reserved_in_steps_over_every_byte(segments, monkeypatch):
-    monkeypatch.setattr(tmpfs, "STEP_BYTES", 4096)
-    steps: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "posix_fallocate", lambda _, start, size: steps.append((start, size)))
-    segments.create(OF, manifest_of({"a": bytes(10_000), "b": bytes(5)}), lambda: None)
-    assert steps == [(0, 4096), (4096, 4096), (8192, 1808), (0, 5)]
+        assert read(segments, index) == bytes(len(body))
 
 
 def test_a_published_version_lies_as_its_author_laid_it_out_and_is_read_only(root, segments):
@@ -198,22 +172,22 @@ def test_a_directory_that_is_in_the_way_of_publishing_is_an_error(root, segments
 def test_a_hostile_name_is_refused_and_makes_nothing(root, segments, name):
     for of in (VersionRef(name, "1"), VersionRef("llm", name)):
         with pytest.raises(ObjectRefused):
-            segments.create(of, manifest_of(DATA), lambda: None)
+            segments.create(of, manifest_of(DATA))
     with pytest.raises(ObjectRefused):
-        segments.create(OF, manifest_of({name: b"", "../x": b""}), lambda: None)
+        segments.create(OF, manifest_of({name: b"", "../x": b""}))
     assert paths(root) == {"filling", "models"}
 
 
 @pytest.mark.parametrize("version", ["current", ".current"])
 def test_the_name_of_the_link_is_no_version(segments, version):
     with pytest.raises(ObjectRefused, match="that name is taken"):
-        segments.create(VersionRef("llm", version), manifest_of(DATA), lambda: None)
+        segments.create(VersionRef("llm", version), manifest_of(DATA))
 
 
 def test_what_is_in_the_way_of_making_files_is_an_error_and_can_be_freed(root, segments):
     os.mkdir(f"{root}/filling/{OF}~0")
     with pytest.raises(LoadFailed, match=f"cannot make the files of {OF}.*File exists"):
-        segments.create(OF, manifest_of(DATA), lambda: None)
+        segments.create(OF, manifest_of(DATA))
     assert segments.free(OF)
     assert paths(root) == {"filling", "models"}
 
@@ -225,22 +199,6 @@ def failing(number: int) -> Callable[..., None]:
     return fail
 
 
-def test_a_full_file_system_is_told_with_the_numbers_and_can_be_freed(root, segments, monkeypatch):
-    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
-    ready: list[bool] = []
-    with pytest.raises(OutOfSpace, match=r"cannot reserve 2 MiB for llm@.* only 0 B: No space"):
-        segments.create(OF, manifest_of({"a": bytes(2 << 20)}), lambda: ready.append(True))
-    assert ready == [True]
-    assert segments.free(OF)
-    assert paths(root) == {"filling", "models"}
-
-
-def test_a_file_system_without_reservation_is_filled_all_the_same(segments, monkeypatch):
-    monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP))
-    fill(segments)
-    assert read(segments, 0) == b"{}"
-
-
 FULL = """
 import os, sys
 from cached.adapters.segments import TmpfsSegments
@@ -248,10 +206,15 @@ from cached.core.errors import OutOfSpace
 from cached.core.objects import *
 objects = (StoredObject("a", "a", 3 << 20, "e"), StoredObject("b", "b", 3 << 20, "e"))
 segments, of = TmpfsSegments(sys.argv[1]), VersionRef("m", "1")
-try:
-    segments.create(of, Manifest("s3://b/", "1", objects), lambda: print("ready"))
-except OutOfSpace as error:
-    print(error.message)
+segments.create(of, Manifest("s3://b/", "1", objects))
+print("ready")
+for index, stored in enumerate(objects):
+    sink = segments.sink(Part(index, FileRef(of, index), "s3://b/", stored, 0, 3 << 20))
+    try:
+        sink.accept(0, memoryview(bytes(3 << 20)))
+    except OutOfSpace as error:
+        print(error.message)
+    print(sink.watermark)
 print(segments.free(of), os.statvfs(sys.argv[1]).f_bavail * 4096 >= 4000 << 10)
 """
 
@@ -267,41 +230,17 @@ def test_a_real_tmpfs_that_is_too_small_is_told_and_given_back(tmp_path):
     )
     if "ready" not in done.stdout and ("unshare" in done.stderr or "mount" in done.stderr):
         pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
-    ready, message, freed = done.stdout.splitlines()
+    ready, first, message, second, freed = done.stdout.splitlines()
     assert ready == "ready"
-    assert message.startswith(f"cannot reserve 6 MiB for m@1 in {tmp_path}, only 3 MiB: No space")
+    assert first == str(3 << 20)
+    assert message.startswith("cannot write b at byte 0: No space")
+    assert second == "0"
     assert freed == "True True"
-
-
-def test_an_abandoned_version_stops_being_reserved(segments, monkeypatch):
-    monkeypatch.setattr(tmpfs, "STEP_BYTES", 4096)
-    steps: list[int] = []
-
-    def fallocate(_: int, start: int, __: int) -> None:
-        steps.append(start)
-        if len(steps) == 2:
-            segments.abandon(OF)
-
-    monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    segments.create(OF, manifest_of({"a": bytes(100_000), "b": b"b"}), lambda: None)
-    assert steps == [0, 4096]
-    assert segments.free(OF)
-
-
-def test_a_version_that_is_abandoned_before_its_turn_is_not_made_until_it_was_freed(root, segments):
-    ready: list[bool] = []
-    segments.abandon(OF)
-    segments.create(OF, manifest_of(DATA), lambda: ready.append(True))
-    assert paths(root) == {"filling", "models"}
-    assert segments.free(OF)
-    assert ready == []
-    segments.create(OF, manifest_of(DATA), lambda: ready.append(True))
-    assert ready == [True]
 
 
 def test_a_part_has_one_sink_until_it_is_released(segments):
     manifest = manifest_of(DATA)
-    segments.create(OF, manifest, lambda: None)
+    segments.create(OF, manifest)
     part = part_of(OF, manifest, 2)
     sink = segments.sink(part)
     sink.accept(0, memoryview(DATA["sub/dir/b c+é.bin"])[:100])
@@ -314,7 +253,7 @@ def test_a_part_has_one_sink_until_it_is_released(segments):
 
 def test_what_is_freed_takes_no_more_bytes(segments):
     manifest = manifest_of(DATA)
-    segments.create(OF, manifest, lambda: None)
+    segments.create(OF, manifest)
     part = part_of(OF, manifest, 0)
     sink = segments.sink(part)
     segments.free(OF)
@@ -356,7 +295,7 @@ def test_a_reader_works_before_and_after_publication(segments):
 
 def test_bytes_that_come_later_show_in_a_map_made_before(segments):
     manifest = manifest_of(DATA)
-    segments.create(OF, manifest, lambda: None)
+    segments.create(OF, manifest)
     fd = segments.reader(FileRef(OF, 2))
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as mapped:
         os.close(fd)
@@ -536,7 +475,7 @@ def test_freeing_beside_threads_that_write_and_read_harms_no_other_file(segments
     for turn in range(20):
         data = {"a": bytes(50_000), "b.safetensors": HEADER + b"hello"}
         manifest = manifest_of(data)
-        segments.create(OF, manifest, lambda: None)
+        segments.create(OF, manifest)
         part = part_of(OF, manifest, 0)._replace(part_id=turn)
         threads = [
             threading.Thread(target=write_until_freed, args=(segments, part)),
