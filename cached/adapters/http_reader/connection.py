@@ -172,7 +172,7 @@ class Connection:
             if not more:
                 self._keeps_alive = False
                 message = f"{self.peer} closed the connection before it had replied"
-                raise StoreUnavailable(message, hint="it is tried again")
+                raise StoreUnavailable(message, hint="check that the store is up")
             data += more
         self._data = data[end + 4 :]
         return data[:end]
@@ -232,5 +232,5 @@ class Connection:
     def _refuse(self, what: str, cause: Exception | None = None) -> NoReturn:
         self._keeps_alive = False
         message = f"{self.peer} sent {what}"
-        hint = "it is tried again; if that does not help, look at what is between here and there"
+        hint = "look at the store, and at what is between here and there"
         raise BadReply(message, hint=hint) from cause

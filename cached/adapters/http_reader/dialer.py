@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.adapters.http_reader.connection import Connection
 from cached.adapters.http_reader.heads import request_head, split_url
+from cached.adapters.http_reader.mover import Mover
 from cached.adapters.http_reader.receiving import Receiver, reason
 from cached.core.errors import StoreError, StoreUnavailable
 
@@ -41,7 +42,14 @@ class Dialer:
             read at the first TLS connection (reading the system's takes 20 ms).
     """
 
-    __slots__ = ("_ca_bundle", "_connect_timeout_s", "_lock", "_receive_timeout_s", "_tls")
+    __slots__ = (
+        "_ca_bundle",
+        "_connect_timeout_s",
+        "_lock",
+        "_mover",
+        "_receive_timeout_s",
+        "_tls",
+    )
 
     def __init__(
         self, *, connect_timeout_s: float, receive_timeout_s: float, ca_bundle: str | None = None
@@ -51,6 +59,7 @@ class Dialer:
         self._ca_bundle = ca_bundle
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
+        self._mover = Mover()
 
     def connect(self, host: str, port: int, *, is_tls: bool) -> Connection:
         """Return a new connection; the caller closes it.
@@ -69,7 +78,7 @@ class Dialer:
             sock = socket.create_connection((host, port), timeout=self._connect_timeout_s)
         except (OSError, UnicodeError) as error:
             message = f"cannot connect to {peer}: {reason(error)}"
-            hint = "check endpoint and region, and that the store is up; it is tried again"
+            hint = "check endpoint and region, and that the store is up"
             raise StoreUnavailable(message, hint=hint) from error
         with contextlib.ExitStack() as stack:
             stack.callback(sock.close)
@@ -77,7 +86,8 @@ class Dialer:
             if is_tls:
                 connection = self._secure(sock, host, peer)
             else:
-                receiver = Receiver(sock, peer, receive_timeout_s=self._receive_timeout_s)
+                timeout_s = self._receive_timeout_s
+                receiver = Receiver(sock, peer, receive_timeout_s=timeout_s, mover=self._mover)
                 connection = Connection(receiver)
             stack.pop_all()
         return connection
@@ -122,7 +132,7 @@ class Dialer:
             raise StoreError(message, hint=hint) from error
         except OSError as error:
             message = f"no TLS connection to {peer}: {reason(error)}"
-            hint = "check that the endpoint speaks TLS 1.2 or later; it is tried again"
+            hint = "check that the endpoint speaks TLS 1.2 or later"
             raise StoreUnavailable(message, hint=hint) from error
         again = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
         receiver = Receiver(secured, peer, receive_timeout_s=self._receive_timeout_s, again=again)

@@ -15,11 +15,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+from cached.adapters.http_reader.mover import Transfer
 from cached.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cached.adapters.http_reader.mover import Mover
     from cached.ports import Sink
 
 TICK_S = 0.1  # every wait ends after this: so late a stall is noticed, or a small rest taken
@@ -47,13 +49,14 @@ class Receiver:
         "_again",
         "_lock",
         "_lowat",
+        "_mover",
         "_pending",
         "_pipe",
         "_poll",
         "_scratch",
         "_sock",
-        "_splices",
         "_timeout_s",
+        "_transfer",
         "is_cancelled",
         "is_untouched",
         "on_idle",
@@ -66,6 +69,7 @@ class Receiver:
         peer: str,
         *,
         receive_timeout_s: float,
+        mover: Mover | None = None,
         again: tuple[type[Exception], ...] = _PLAIN,
     ) -> None:
         """Take over a connected socket.
@@ -74,6 +78,7 @@ class Receiver:
             sock: plain, or TLS after its handshake; becomes non-blocking.
             peer: ``host:port``, for messages.
             receive_timeout_s: a wait without one byte ends in ``StoreUnavailable`` then.
+            mover: splices bodies; only for a plain socket.
             again: what the socket raises instead of blocking.
         """
         sock.setblocking(False)
@@ -85,9 +90,10 @@ class Receiver:
         self._timeout_s = receive_timeout_s
         self._again = again
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
-        self._splices = self._pending is None
+        self._mover = mover  # None once it turned out that nothing can be spliced here
         self._pipe: _Pipe | None = None
         self._scratch: memoryview | None = None
+        self._transfer: Transfer | None = None  # under way in the mover
         self._lowat = 1
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
@@ -106,6 +112,9 @@ class Receiver:
         with self._lock, contextlib.suppress(OSError):
             self.is_cancelled = True
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.end()
 
     def close(self) -> None:
         """Close socket and pipe; the second time does nothing."""
@@ -153,11 +162,9 @@ class Receiver:
         Raises:
             StoreUnavailable: as for ``receive``; nothing was moved.
         """
-        slack_bytes = TLS_SLACK_BYTES if self._pending else 0
-        self.sleep_until(max(1, min(LOWAT_BYTES, left_bytes - slack_bytes)))
-        if self._splices and sink.watermark == at:
-            pipe = self._usable_pipe()
-            moved_bytes = self._splice(pipe, left_bytes, sink) if pipe else None
+        self._expect(left_bytes)
+        if self._mover is not None and sink.watermark == at:
+            moved_bytes = self._splice(self._mover, at, left_bytes, sink)
             if moved_bytes is not None:
                 return moved_bytes
         if self._scratch is None:
@@ -166,6 +173,11 @@ class Receiver:
         if got_bytes:
             sink.accept(at, self._scratch[:got_bytes])
         return got_bytes
+
+    def _expect(self, left_bytes: int) -> None:
+        """Let waits last until a good deal of what is still to come is there."""
+        slack_bytes = TLS_SLACK_BYTES if self._pending else 0
+        self.sleep_until(max(1, min(LOWAT_BYTES, left_bytes - slack_bytes)))
 
     def sleep_until(self, size_bytes: int) -> None:
         """Let waits last until so much is there, or the end, or a tick is over.
@@ -216,33 +228,55 @@ class Receiver:
             got_bytes += more_bytes
         return got_bytes
 
-    def _splice(self, pipe: _Pipe, most_bytes: int, sink: Sink) -> int | None:
-        """Move bytes by reference; None if this kernel cannot."""
-        flags = os.SPLICE_F_MOVE | os.SPLICE_F_MORE
-        source = self._sock.fileno()
-        try:
-            moved_bytes = self._wait(
-                lambda: os.splice(source, pipe.write_fd, most_bytes, flags=flags)
-            )
-        except StoreUnavailable as error:
-            if getattr(error.__cause__, "errno", None) not in _CANNOT_SPLICE:
-                raise
-            self._splices = False
-            self._drop_pipe()
+    def _splice(self, mover: Mover, at: int, left_bytes: int, sink: Sink) -> int | None:
+        """Have bytes moved by reference; None if this kernel cannot."""
+        pipe = self._usable_pipe()
+        if pipe is None:
             return None
-        if moved_bytes:
-            try:
-                sink.accept_from_pipe(pipe.read_fd, moved_bytes)
-            except BaseException:
-                self._drop_pipe()  # bytes may be left in it
-                raise
-        return moved_bytes
+        ends = (pipe.read_fd, pipe.write_fd)
+        transfer = Transfer(self._sock.fileno(), ends, at, at + left_bytes, sink, self._expect)
+        self._transfer = transfer  # from here on, cancel ends it
+        if self.is_cancelled:
+            raise self._cancelled()
+        mover.add(transfer)
+        try:
+            self._attend(transfer)
+        finally:
+            mover.remove(transfer)
+            self._transfer = None
+        self.is_untouched = self.is_untouched and transfer.at == at
+        if self.is_cancelled:
+            raise self._cancelled()
+        error = transfer.error
+        if error is None:
+            return transfer.at - at
+        self._drop_pipe()  # bytes may be left in it
+        if not isinstance(error, OSError):
+            raise error
+        if error.errno not in _CANNOT_SPLICE:
+            raise self._broken(error) from error
+        self._mover = None
+        return None
+
+    def _attend(self, transfer: Transfer) -> None:
+        """Wait for the end of a transfer, and note while nothing comes."""
+        idle_s = 0.0
+        seen = transfer.at
+        while not transfer.over.acquire(timeout=TICK_S):
+            with transfer.lock:
+                self.sleep_until(1)  # what is there is taken, however little
+            if transfer.at != seen or self._poll.poll(0):
+                seen = transfer.at
+                idle_s = 0.0
+            else:
+                idle_s += TICK_S
+                self._idle(idle_s)
 
     def _usable_pipe(self) -> _Pipe | None:
         if self._pipe is None:
             self._pipe = _Pipe()
             if self._pipe.size_bytes < MIN_PIPE_BYTES:
-                self._splices = False
+                self._mover = None
                 self._drop_pipe()
         return self._pipe
 
@@ -255,14 +289,14 @@ class Receiver:
         if self.is_cancelled:
             return self._cancelled()
         message = f"the connection to {self.peer} broke: {reason(error)}"
-        return StoreUnavailable(message, hint="it is tried again")
+        return StoreUnavailable(message, hint="check that the store is up")
 
     def _cancelled(self) -> StoreUnavailable:
         return StoreUnavailable(f"the request to {self.peer} was cancelled")
 
     def _timed_out(self, verb: str, idle_s: float) -> StoreUnavailable:
         message = f"nothing was {verb} for {idle_s:.1f} s on the connection to {self.peer}"
-        return StoreUnavailable(message, hint="it is tried again; see receive_timeout")
+        return StoreUnavailable(message, hint="check that the store is up; see receive_timeout")
 
 
 class _Pipe:
