@@ -75,8 +75,9 @@ lock:  ## pin anew: the newest versions for PYTHON, which must be the oldest tha
 	  "$$dir/bin/pip" -qq freeze --exclude cached-models; } > requirements/dev.txt
 	@git --no-pager diff --stat -- requirements/dev.txt
 
-clean:  ## remove .venv and everything that was built
+clean:  ## remove .venv, what was built, and the workloads of the benches
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf bench/.cache bench/results/*.part
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets

@@ -75,11 +75,17 @@ class ObjectStore(Protocol):
             StoreError: what the store did; ``transient`` says whether a retry can help.
         """
 
-    def fetch(self, part: Part, sink: Sink) -> None:
+    def fetch(self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = ...) -> None:
         """Fetch ``[sink.watermark, part.stop)`` of ``part.stored`` into the sink.
 
         The request is pinned to the object's ETag. After an error the sink keeps what it
         accepted; another call goes on from there.
+
+        Args:
+            part: what to fetch.
+            sink: takes its bytes.
+            is_cancelled: asked once ``cancel`` can reach this call, so that none that came
+                before is lost; default: it was not.
 
         Raises:
             ObjectChanged: the object is not the one of the manifest any more.
@@ -93,7 +99,10 @@ class ObjectStore(Protocol):
         """
 
     def close(self) -> None:
-        """Close pooled connections. Called once, when no fetch runs."""
+        """Make whatever runs end soon with a StoreError, begin nothing more, keep nothing open.
+
+        From any thread, also more than once.
+        """
 
 
 class SegmentStore(Protocol):

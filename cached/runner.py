@@ -29,7 +29,22 @@ if TYPE_CHECKING:
         Sink,
     )
 
-Job = effects.Resolve | effects.FetchPart | effects.ReadHeader
+
+class Fetch:
+    """A part that is queued or being fetched.
+
+    Attributes:
+        is_cancelled: nobody wants it any more; the store may not know of it yet.
+    """
+
+    __slots__ = ("is_cancelled", "part")
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.is_cancelled = False
+
+
+Job = effects.Resolve | Fetch | effects.ReadHeader
 SegmentJob = effects.CreateSegments | effects.Publish | effects.Free
 
 
@@ -73,7 +88,7 @@ class Runner:
         self._jitter = jitter
         self._fetch_jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._segment_jobs: SimpleQueue[SegmentJob | None] = SimpleQueue()
-        self._running: dict[int, Part] = {}
+        self._fetches: dict[int, Fetch] = {}  # by part id
 
     def carry_out(self, effect: Effect) -> None:
         """Do it, or hand it to the thread that does. Mailbox thread; under a millisecond."""
@@ -81,23 +96,32 @@ class Runner:
             case effects.Reply():
                 self._reply(effect)
             case effects.FetchPart():
-                self._running[effect.part.part_id] = effect.part
-                self._fetch_jobs.put(effect)
+                fetch = self._fetches[effect.part.part_id] = Fetch(effect.part)
+                self._fetch_jobs.put(fetch)
             case effects.Resolve() | effects.ReadHeader():
                 self._fetch_jobs.put(effect)
             case effects.CreateSegments() | effects.Publish() | effects.Free():
                 self._segment_jobs.put(effect)
             case effects.CancelParts():
-                for part in tuple(self._running.values()):
-                    if part.file.of == effect.of:
-                        self._store(part.uri).cancel(part)
+                for fetch in tuple(self._fetches.values()):
+                    if fetch.part.file.of == effect.of:
+                        self._cancel(fetch)
             case _:
                 pass  # for observers and the daemon only
 
+    def cut(self) -> None:
+        """Make every listing and GET end soon, those that are queued as well; the last thing."""
+        for fetch in tuple(self._fetches.values()):
+            self._cancel(fetch)
+        for store in self._ports.stores.values():
+            store.close()
+
+    def _cancel(self, fetch: Fetch) -> None:
+        fetch.is_cancelled = True  # first: the store looks after it has begun to listen to cancel
+        self._store(fetch.part.uri).cancel(fetch.part)
+
     def stop(self, fetch_threads: int) -> None:
-        """Let every thread end after the job it has; cut running GETs."""
-        for part in tuple(self._running.values()):
-            self._store(part.uri).cancel(part)
+        """Let every thread end after the jobs that are queued."""
         for _ in range(fetch_threads):
             self._fetch_jobs.put(None)
         self._segment_jobs.put(None)
@@ -106,8 +130,8 @@ class Runner:
         """Body of a fetch thread: until ``stop``."""
         while (job := self._fetch_jobs.get()) is not None:
             match job:
-                case effects.FetchPart():
-                    self._fetch(job.part)
+                case Fetch():
+                    self._fetch(job)
                 case effects.Resolve():
                     self._resolve(job)
                 case effects.ReadHeader():
@@ -118,10 +142,10 @@ class Runner:
         while (job := self._segment_jobs.get()) is not None:
             try:
                 self._segment_job(job)
-            except CachedError as error:
-                self._post(events.SegmentsFailed(job.of, error))
             except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
-                self._post(events.SegmentsFailed(job.of, _bug(error)))
+                known = error if isinstance(error, CachedError) else _bug(error)
+                is_free = isinstance(job, effects.Free)
+                self._post((events.FreeFailed if is_free else events.SegmentsFailed)(job.of, known))
 
     def _store(self, uri: str) -> ObjectStore:
         return self._ports.stores[uri.partition(":")[0]]
@@ -156,36 +180,37 @@ class Runner:
             manifest = self._store(job.ref.uri).resolve(job.ref)
             available_bytes = self._ports.memory.available_bytes()
         except CachedError as error:
-            self._post(events.ResolveFailed(name, error, self._jitter()))
+            self._post(events.ResolveFailed(name, error, self._jitter(), job.listing))
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
-            self._post(events.ResolveFailed(name, _bug(error)))
+            self._post(events.ResolveFailed(name, _bug(error), listing=job.listing))
         else:
-            self._post(events.Resolved(name, manifest, available_bytes))
+            self._post(events.Resolved(name, manifest, available_bytes, job.listing))
 
-    def _fetch(self, part: Part) -> None:
-        clock = self._ports.clock
+    def _fetch(self, fetch: Fetch) -> None:
+        clock, part = self._ports.clock, fetch.part
         began_s = clock.now_s()
         event: events.Event
         sink = None
         try:
             sink = self._ports.segments.sink(part)
-            self._fill(part, sink)
+            self._fill(fetch, sink)
             event = events.PartFetched(part, clock.now_s() - began_s)
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
             known = error if isinstance(error, CachedError) else _bug(error)
             watermark = sink.watermark if sink is not None else part.start
             event = events.PartFailed(part, watermark, known, self._jitter())
-        self._running.pop(part.part_id, None)
+        self._fetches.pop(part.part_id, None)
         self._ports.segments.release_sink(part)
         self._post(event)
 
-    def _fill(self, part: Part, sink: Sink) -> None:
-        self._store(part.uri).fetch(part, sink)
+    def _fill(self, fetch: Fetch, sink: Sink) -> None:
+        part = fetch.part
+        self._store(part.uri).fetch(part, sink, lambda: fetch.is_cancelled)
         if sink.watermark != part.stop:  # no store is trusted with what "complete" means
             message = (
                 f"{part.stored.key} came up to byte {sink.watermark}, {part.stop} were asked for"
             )
-            raise BadReply(message, hint="it is tried again from there")
+            raise BadReply(message, hint="look at the store, and at any proxy before it")
 
     def _read_header(self, job: effects.ReadHeader) -> None:
         try:

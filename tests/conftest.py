@@ -1,20 +1,32 @@
-"""What holds for every test: its time limit, and how hypothesis runs."""
+"""What holds for every test: its time limit, how hypothesis runs, and that movers have ended."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from cached.adapters.http_reader import mover
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 SLOW_TIMEOUT_S = 120
 
 # The time limit of the whole test is the deadline: a busy machine must not fail single examples.
 settings.register_profile("cached", deadline=None, print_blob=True)
 settings.load_profile("cached")
+mover.REST_S = 0.005  # type: ignore[misc]  # what the next test finds open must be its own
+
+
+@pytest.fixture(autouse=True)
+def no_mover_stays() -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "mover":
+            thread.join(1)
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

@@ -104,6 +104,28 @@ def test_a_listing_that_fails_comes_back_with_its_error_and_jitter(bench):
     assert event.jitter_ratio == 0.25
 
 
+def test_a_listing_comes_back_with_its_number_well_or_not(bench):
+    (well,) = bench.work(effects.Resolve(REF, 7))
+    bench.store.objects.clear()
+    (badly,) = bench.work(effects.Resolve(REF, 8))
+
+    assert (well.listing, badly.listing) == (7, 8)
+
+
+@pytest.mark.parametrize("error", [LoadFailed("cannot remove"), RuntimeError("a bug")])
+def test_a_free_that_fails_comes_back_as_that(bench, monkeypatch, error):
+    def refuse(of: VersionRef) -> bool:
+        raise error
+
+    of, _ = bench.created()
+    monkeypatch.setattr(bench.segments, "free", refuse)
+
+    (event,) = bench.work(effects.Free(of))
+
+    assert isinstance(event, events.FreeFailed)
+    assert event.of == of
+
+
 def test_a_part_is_fetched_into_its_segment_and_can_be_sent_and_published(bench):
     of, manifest = bench.created()
     parts = [bench.part(of, manifest, index) for index in (0, 1)]
@@ -206,10 +228,47 @@ def test_a_reply_that_runs_out_of_descriptors_half_way_closes_those_it_has(bench
 
 def test_a_store_that_returns_early_has_not_fetched_the_part(bench, monkeypatch):
     of, manifest = bench.created()
-    monkeypatch.setattr(bench.store, "fetch", lambda part, sink: sink.accept(0, memoryview(b"he")))
+    monkeypatch.setattr(
+        bench.store, "fetch", lambda part, sink, _: sink.accept(0, memoryview(b"he"))
+    )
 
     (event,) = bench.work(effects.FetchPart(bench.part(of, manifest, 1)))
 
     assert isinstance(event, events.PartFailed)
     assert event.watermark == 2
     assert event.error.transient
+
+
+def test_a_get_that_is_still_queued_when_it_is_cancelled_is_never_sent(bench):
+    of, manifest = bench.created()
+    part = bench.part(of, manifest, 1)
+
+    (event,) = bench.work(effects.FetchPart(part), effects.CancelParts(of))
+
+    assert isinstance(event, events.PartFailed)
+    assert event.watermark == 0
+    assert bench.store.gets == []
+
+
+def test_a_cancel_of_one_version_leaves_the_gets_of_another_alone(bench):
+    of, manifest = bench.created()
+    other = VersionRef("other", manifest.version)
+
+    (event,) = bench.work(
+        effects.FetchPart(bench.part(of, manifest, 1)), effects.CancelParts(other)
+    )
+
+    assert isinstance(event, events.PartFetched)
+
+
+def test_what_is_queued_when_the_runner_is_cut_reaches_no_store(bench):
+    of, manifest = bench.created()
+    bench.runner.carry_out(effects.FetchPart(bench.part(of, manifest, 1)))
+    bench.runner.carry_out(effects.Resolve(REF))
+    bench.runner.cut()
+
+    fetched, resolved = bench.work()
+
+    assert isinstance(fetched, events.PartFailed)
+    assert isinstance(resolved, events.ResolveFailed)
+    assert bench.store.gets == []

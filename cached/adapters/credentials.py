@@ -219,7 +219,8 @@ class Credentials:
             ),
         }
         headers = {"content-type": "application/x-www-form-urlencoded", "accept": "text/xml"}
-        url = _checked(_sts_url(environ), "AWS_ENDPOINT_URL_STS")
+        url, name = _sts_url(environ)
+        _checked(url, name)
         reply = self._exchange("POST", url, headers, urlencode(fields).encode())
         if reply.status != 200:
             raise _unfit(reply, f"AssumeRoleWithWebIdentity for {role}", fields["WebIdentityToken"])
@@ -227,12 +228,12 @@ class Credentials:
         names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
         key_id, secret, token = (_element(text, name) for name in names)
         if not (key_id and secret and token):
-            _refuse(f"the reply of STS at {url} holds no keys", "check AWS_ENDPOINT_URL_STS")
+            _refuse(f"the reply of STS at {url} holds no keys", f"check {name}")
         expiration = _element(text, "Expiration")
         try:
             expires_s = _instant(expiration) if expiration else None
         except ValueError:
-            _refuse(f"the reply of STS at {url} has no time in Expiration", "check the endpoint")
+            _refuse(f"the reply of STS at {url} has no time in Expiration", f"check {name}")
         return Keys(key_id, secret, token, expires_s)
 
 
@@ -289,11 +290,16 @@ def _left_s(keys: Keys | None, now_s: float) -> float:
     return math.inf if keys.expires_s is None else keys.expires_s - now_s
 
 
-def _sts_url(environ: Mapping[str, str]) -> str:
+def _sts_url(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return where STS is, and who says so: "Service-specific endpoints", AWS SDKs reference."""
+    if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+        for name in ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"):
+            if environ.get(name):
+                return environ[name], name
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     domain = "amazonaws.com.cn" if region and region.startswith("cn-") else "amazonaws.com"
-    aws = f"https://sts.{region}.{domain}/" if region else "https://sts.amazonaws.com/"
-    return environ.get("AWS_ENDPOINT_URL_STS") or aws
+    url = f"https://sts.{region}.{domain}/" if region else "https://sts.amazonaws.com/"
+    return url, "AWS_REGION"
 
 
 def _checked(url: str, name: str) -> str:
@@ -348,7 +354,7 @@ def _unfit(reply: Reply, what: str, secret: str) -> StoreError:
     words = [str(reply.status), *(match[1] for match in (code, said) if match)]
     message = f"{what}: refused with {': '.join(words)}"
     if reply.status >= 500 or reply.status == 429 or "IDPCommunicationError" in words:
-        return StoreUnavailable(message, hint="it is tried again")
+        return StoreUnavailable(message, hint="try again later")
     return CredentialsUnavailable(message, hint="check the role and whom its trust policy names")
 
 

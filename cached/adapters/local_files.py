@@ -23,7 +23,7 @@ from cached.core.manifest import layout_path, manifest_of
 from cached.core.objects import Manifest, StoredObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cached.core.objects import ModelRef, Part
     from cached.ports import Sink
@@ -38,6 +38,7 @@ class LocalFiles:
     def __init__(self) -> None:
         self._running: set[int] = set()  # part ids
         self._cancelled: set[int] = set()  # of those that run
+        self._is_closed = False
 
     def resolve(self, ref: ModelRef) -> Manifest:
         """List a directory with all below it, or take one file.
@@ -60,7 +61,9 @@ class LocalFiles:
             raise _translated(error, place) from error
         return manifest_of(ref.uri, found)
 
-    def fetch(self, part: Part, sink: Sink) -> None:
+    def fetch(
+        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         """Copy ``[sink.watermark, part.stop)`` of a file into the sink.
 
         Raises:
@@ -74,6 +77,8 @@ class LocalFiles:
             raise _translated(error, path) from error
         self._running.add(part.part_id)
         try:
+            if is_cancelled():
+                self.cancel(part)
             self._copy(descriptor, part, sink)
         except OSError as error:
             raise _translated(error, path) from error
@@ -86,7 +91,7 @@ class LocalFiles:
         _check_same(descriptor, part)
         buffer = memoryview(bytearray(min(BUFFER_BYTES, part.stop - part.start)))
         while (at := sink.watermark) < part.stop:
-            if part.part_id in self._cancelled:
+            if self._is_closed or part.part_id in self._cancelled:
                 message = f"reading {part.stored.key} was cancelled"
                 raise StoreUnavailable(message)
             count = os.preadv(descriptor, [buffer[: part.stop - at]], at)
@@ -103,7 +108,8 @@ class LocalFiles:
             self._cancelled.add(part.part_id)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Cut whatever runs; nothing is open."""
+        self._is_closed = True
 
 
 def _place(uri: str) -> str:

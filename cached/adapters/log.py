@@ -46,6 +46,7 @@ ROWS: dict[type, tuple[str, str]] = {
     events.Published: ("info", "model published"),
     events.Freed: ("info", "memory freed"),
     events.StillMapped: ("debug", "memory found still mapped"),
+    events.FreeFailed: ("warning", "freeing failed"),
     events.DrainRequested: ("info", "drain requested"),
     effects.Resolve: ("debug", "resolve began"),
     effects.CreateSegments: ("info", "model admitted"),

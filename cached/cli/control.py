@@ -56,12 +56,10 @@ class _Daemon:
     """
 
     def __init__(self, address: str | None, timeout_s: float | None = None) -> None:
-        if address is None:
-            address = settings.socket_address()
-            settings.check_owner(address)
         self.deadline = Deadline(timeout_s)
         self._timeout_s = timeout_s
-        self._connection: Connection = connect(address, self.deadline)
+        checked = settings.daemon_address(address, "--socket")
+        self._connection: Connection = connect(checked, self.deadline)
 
     def __enter__(self) -> _Daemon:
         try:

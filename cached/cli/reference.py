@@ -31,8 +31,12 @@ One rule for every option: **flags** go before the **environment** (`CACHED_*`),
 **file** (TOML, named by `--config` or `CACHED_CONFIG`), that before the **defaults**. Of what the
 AWS SDKs read, the variables named below are honoured too, below `CACHED_*` and above the file
 (`AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true` switches those of endpoints off). An empty variable
-counts as not set. What nobody reads is an error: an unknown flag, an unknown `CACHED_*` variable
-(but those that Kubernetes makes of Services), an unknown key of the file.
+counts as not set. What nobody reads is an error, for the daemon, for commands and for workers: an
+unknown flag, an unknown `CACHED_*` variable (but those that Kubernetes makes of Services), an
+unknown key of a file that is read.
+
+A worker that reads a model without a daemon (`fallback="s3"`) takes models, object store and
+fetching from the same environment and file.
 
 Every message names the key, its rule, its value and who gave it:
 
@@ -46,6 +50,10 @@ Relative paths start at the working directory.
 
 Credentials are no option: they are read where they are used, from the environment
 (`AWS_ACCESS_KEY_ID`…), the container's endpoint, a web identity, or the AWS configuration files.
+STS is asked at `AWS_ENDPOINT_URL_STS`, else `AWS_ENDPOINT_URL`, else in the region.
+
+The daemon raises its soft limit of open files to the hard one (`ulimit -Hn`): every file in memory
+and every worker takes one.
 """
 
 MODELS_HEAD = """\
@@ -74,8 +82,9 @@ SOCKET_HEAD = """\
 Daemon and workers find each other by the same rule: `--socket`; else `CACHED_SOCKET`; else `socket`
 in the file; else on Lambda `@cached-UID`; `/cached/cached.sock` where the directory `/cached` is;
 `$XDG_RUNTIME_DIR/cached.sock`; `/tmp/cached-UID/cached.sock`, whose directory must be yours and is
-made with mode 0700. A leading `@` means an abstract socket. Workers and commands read the file only
-where `CACHED_CONFIG` names it: if the daemon's `--config` moves the socket, tell them so.
+made with mode 0700. A leading `@` means an abstract socket, a leading `~` your home. Workers and
+commands read the file only where `CACHED_CONFIG` names it and nothing above it names the socket: if
+the daemon's `--config` moves the socket, tell them so.
 """
 
 CLI_HEAD = """\

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cached.cli.arguments import Parser
-from cached.cli.load import CONFIG_ENV, CONFIG_FLAG, MODELS_ENV, MODELS_FLAG, load
-from cached.core.options import OPTIONS, SWITCH
+from cached.cli.load import CONFIG_FLAG, MODELS_FLAG, load
+from cached.core.options import CONFIG_ENV, MODELS_ENV, OPTIONS, SWITCH
 
 if TYPE_CHECKING:
     from cached.core.options import Option

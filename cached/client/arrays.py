@@ -46,7 +46,7 @@ _EXTENDED = {
     "F8_E5M2FNUZ": ("uint8", "float8_e5m2fnuz"),
     "F8_E4M3FNUZ": ("uint8", "float8_e4m3fnuz"),
 }
-_TORCH = {
+TORCH_DTYPES = {  # safetensors name → torch name
     "BOOL": "bool",
     "F8_E5M2": "float8_e5m2",
     "F8_E4M3": "float8_e4m3fn",
@@ -88,7 +88,7 @@ class Arrays:
         dtype = self._dtypes.get(name)
         if dtype is None:
             dtype = self._dtype(name)
-        if name not in _TORCH:
+        if name not in TORCH_DTYPES:
             shape = (stop - start,)
         if start == stop:
             empty: Array = self._np.empty(shape, dtype)
@@ -105,7 +105,7 @@ class Arrays:
         bases: dict[int, object] = {}
         for name, (index, tensor) in tensors.items():
             _, dtype, shape, start, stop = tensor
-            if index in bases and start != stop and dtype in known and dtype in _TORCH:
+            if index in bases and start != stop and dtype in known and dtype in TORCH_DTYPES:
                 yield name, ndarray(shape, known[dtype], bases[index], start)
                 continue
             yield name, self.view(files[index], tensor)
@@ -155,7 +155,7 @@ def torch_tensor(mapping: mmap.mmap | None, tensor: Tensor) -> torch.Tensor:
     """
     torch = import_torch()
 
-    dtype = getattr(torch, _TORCH.get(tensor.dtype, ""), None)
+    dtype = getattr(torch, TORCH_DTYPES.get(tensor.dtype, ""), None)
     shape = tensor.shape
     size_bytes = tensor.stop - tensor.start
     if not isinstance(dtype, torch.dtype):

@@ -6,10 +6,12 @@ for by ``cached.open(fallback="s3")``, warns, and is imported only then.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cached.adapters.clock import SystemClock
 from cached.adapters.credentials import Credentials
@@ -22,11 +24,11 @@ from cached.adapters.s3.requests import Requests, Tools
 from cached.adapters.segments.part_sink import OpenFile, PartSink
 from cached.adapters.sigv4 import Signer, quote_path, quote_query
 from cached.client import settings
-from cached.client.deadline import Deadline
 from cached.client.mappings import File, Lease, close_all
 from cached.client.model import Model
 from cached.client.private_directory import PrivateDirectory
 from cached.core import header
+from cached.core.config import resolve
 from cached.core.errors import (
     CachedError,
     InvalidConfig,
@@ -35,25 +37,27 @@ from cached.core.errors import (
     StoreError,
     TimedOut,
 )
-from cached.core.objects import FileRef, ModelRef, Part, VersionRef
+from cached.core.loads import delay_s
+from cached.core.objects import FileRef, Part, VersionRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from cached.client.deadline import Deadline
     from cached.client.model import Range
-    from cached.core.objects import Manifest, StoredObject
+    from cached.core.config import Config
+    from cached.core.objects import Manifest, ModelRef, StoredObject
     from cached.ports import ObjectStore
 
+    Parts = Sequence[tuple[Part, PartSink]]
+
+T = TypeVar("T")
+
 PART_BYTES = 8 << 20
-THREADS = 8
-ATTEMPTS = 6
-FIRST_PAUSE_S = 0.05  # doubles with each attempt
-LOOK_S = 0.05  # how soon the end of the time is noticed
-CONNECT_TIMEOUT_S = 3.0
-RECEIVE_TIMEOUT_S = 10.0
+CUT_S = 0.05  # what is cut when time is up mostly ends and tidies up within this
 
 
-def read(name: str, *, why: str, timeout_s: float | None) -> Model:
+def read(name: str, *, why: str, deadline: Deadline) -> Model:
     """Return a model that is complete, in memory of this process alone.
 
     Its files lie in a private directory, which is removed when the model is closed and the
@@ -62,63 +66,62 @@ def read(name: str, *, why: str, timeout_s: float | None) -> Model:
     Args:
         name: of the model; ``CACHED_MODELS`` or the file must say where it is stored.
         why: the daemon cannot be asked, for the warning.
-        timeout_s: ``None``: no limit.
+        deadline: of all that this does.
 
     Raises:
-        InvalidConfig: nobody says where the model is stored.
+        InvalidConfig: nobody says where the model is stored; or a setting is wrong.
         StoreError: what the store did.
         LoadFailed: a file is not what its name says.
         OutOfSpace: it does not fit into memory.
-        TimedOut: ``timeout_s`` ended.
+        TimedOut: the deadline has passed.
     """
-    deadline = Deadline(timeout_s)
-    uri = settings.model_uri(name)
-    if uri is None:
+    levels = settings.levels()
+    if not any(name in level.models for level in levels):
         message = f"{why}; and where {name} is stored is not known"
         raise InvalidConfig(message, hint=f"set CACHED_MODELS='{name}=s3://BUCKET/PREFIX/'")
+    config = resolve(levels)
+    ref = next(model for model in config.models if model.name == name)
     message = (
-        f"{why}: reading {name} from {uri} into memory of this process alone, "
+        f"{why}: reading {name} from {ref.uri} into memory of this process alone, "
         "which every worker does again; start the daemon to share it"
     )
     warnings.warn(message, RuntimeWarning, stacklevel=3)
-    store = _store(uri)
+    reading = _Reading(ref, config, deadline)
+    manifest, directory = reading.in_time(lambda: _fetched(reading))
+    lease = Lease(directory.remove)
     try:
-        manifest = store.resolve(ModelRef(name, uri))
-        directory = PrivateDirectory()
-        lease = Lease(directory.remove)
-        try:
-            _fill(store, manifest, directory.path, deadline)
-            source = LocalSource(name, manifest, directory.path, lease)
-            return Model(
-                name=name,
-                version=manifest.version,
-                files=source.files,
-                source=source,
-                is_complete=True,
-                path=directory.path,
-                timeout_s=timeout_s,
-            )
-        finally:
-            lease.release(None)
+        source = LocalSource(ref, config, manifest, directory.path, lease)
+        return Model(
+            name=name,
+            version=manifest.version,
+            files=source.files,
+            source=source,
+            is_complete=True,
+            path=directory.path,
+            timeout_s=deadline.timeout_s,
+        )
     finally:
-        store.close()
+        lease.release(None)
 
 
 class LocalSource:
     """A complete directory (``model.Source``).
 
     Args:
-        name: of the model, for errors.
+        ref: to the model.
+        config: that it was read with.
         manifest: of the files.
         directory: they are in.
         lease: that its ``close`` removes it.
     """
 
-    def __init__(self, name: str, manifest: Manifest, directory: str, lease: Lease) -> None:
+    def __init__(
+        self, ref: ModelRef, config: Config, manifest: Manifest, directory: str, lease: Lease
+    ) -> None:
         self.lease = lease
-        self._uri = manifest.uri
+        self._ref = ref
+        self._config = config
         self._version = manifest.version
-        self._name = name
         self._directory = directory
         self.files: list[File] = []
         for stored in manifest.objects:
@@ -154,146 +157,182 @@ class LocalSource:
 
     def is_stale(self, deadline: Deadline) -> bool:
         """Ask the store whether it holds another version now."""
-        store = _store(self._uri)
-        try:
-            return store.resolve(ModelRef(self._name, self._uri)).version != self._version
-        finally:
-            store.close()
+        reading = _Reading(self._ref, self._config, deadline)
+        return reading.in_time(reading.resolve).version != self._version
 
 
-def _store(uri: str) -> ObjectStore:
-    """Return the store of a URI; the caller closes it."""
+def _store(uri: str, config: Config, deadline: Deadline) -> ObjectStore:
+    """Return the store of a URI; the caller closes it. No wait of it outlasts the deadline much."""
     if uri.startswith("file:"):
         return LocalFiles()
-    if not uri.startswith("s3:"):
-        message = f"{uri} must begin with s3:// or file://"
-        raise InvalidConfig(message, hint="correct it in CACHED_MODELS")
-    given: Mapping[str, str] = settings.store_settings()
+    left_s = math.inf if deadline.left_s is None else deadline.left_s
     clock = SystemClock()
     dialer = Dialer(
-        connect_timeout_s=CONNECT_TIMEOUT_S,
-        receive_timeout_s=RECEIVE_TIMEOUT_S,
-        ca_bundle=given.get("ca_bundle"),
+        connect_timeout_s=min(config.connect_timeout_s, left_s),
+        receive_timeout_s=min(config.receive_timeout_s, left_s),
+        ca_bundle=config.ca_bundle,
     )
     tools = Tools(
         connect=dialer.connect,
         request_head=request_head,
         sign=Signer().sign,
         quote_query=quote_query,
-        credentials=None if "anonymous" in given else Credentials(dialer.exchange, clock),
+        credentials=None if config.anonymous else Credentials(dialer.exchange, clock),
         warn=lambda event, fields: None,  # a library that is imported does not log
     )
     addresses = Addresses(
-        given.get("endpoint_url"),
-        given.get("addressing_style", "auto"),
+        config.endpoint_url,
+        config.addressing_style,
         quote_path,
-        allow_insecure="allow_insecure_endpoint" in given,
+        allow_insecure=config.allow_insecure_endpoint,
     )
-    return S3Store(Requests(addresses, tools, clock, given.get("region")))
+    return S3Store(Requests(addresses, tools, clock, config.region))
 
 
-class _Filling:
-    """Parts that threads fetch until none is left, one fails, or time is up.
+class _Reading:
+    """A model on its way from its store: over when one request failed, or nobody waits any more.
+
+    ``in_time`` closes its store, and is called once.
 
     Args:
-        store: to fetch from.
-        parts: each with where its bytes go.
+        ref: to the model.
+        config: of the store.
+        deadline: of whoever waits.
     """
 
-    def __init__(self, store: ObjectStore, parts: list[tuple[Part, PartSink]]) -> None:
-        self._store = store
-        self._all = parts
-        self._left = parts[::-1]
-        self._running: dict[int, Part] = {}
+    def __init__(self, ref: ModelRef, config: Config, deadline: Deadline) -> None:
+        self._ref = ref
+        self._config = config
+        self._deadline = deadline
+        self._store = _store(ref.uri, config, deadline)
         self._errors: list[CachedError] = []
-        self._is_stopped = threading.Event()
+        self._is_over = threading.Event()
 
-    def run(self, uri: str, deadline: Deadline) -> None:
-        """Fetch all parts, in threads that have ended when it returns.
+    def in_time(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns; it runs in a thread of its own.
+
+        Not everything can be cut in time (looking up a name, connecting, asking for credentials).
+        So a thread that is late is left behind: it ends with its next request, and tidies up.
+
+        Raises:
+            TimedOut: the deadline has passed.
+        """
+        found: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                found.append(work())
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="cached-fallback", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive() and not self._deadline.has_passed:
+                thread.join(self._deadline.left_s)
+            is_late = thread.is_alive()
+        finally:
+            self._stop()
+        thread.join(CUT_S)
+        if found:
+            return found[0]
+        if is_late:
+            message = f"waited {self._deadline.timeout_s or 0:g} s for {self._ref.uri} in vain"
+            hint = "give more time (timeout_s), or start the daemon"
+            raise TimedOut(message, hint=hint) from (errors[0] if errors else None)
+        raise errors[0]
+
+    def resolve(self) -> Manifest:
+        """Return the objects of the model; try again after what may pass.
 
         Raises:
             StoreError: what the store did.
-            TimedOut: time was up.
+        """
+        failures = 0
+        while True:
+            try:
+                return self._store.resolve(self._ref)
+            except StoreError as error:
+                failures += 1
+                self._pause(error, failures)
+
+    def fetch(self, parts: Parts) -> None:
+        """Fetch all parts, in threads that have ended when it returns.
+
+        Raises:
+            StoreError: what the store did; also when nobody waits any more.
             LoadFailed: a thread died.
         """
+        left = list(parts[::-1])
         threads = [
-            threading.Thread(target=self._run, name=f"cached-fallback-{number}", daemon=True)
-            for number in range(min(THREADS, len(self._left)))
+            threading.Thread(target=self._run, args=(left,), name=f"cached-fallback-{number}")
+            for number in range(min(self._config.fetch_threads, len(left)))
         ]
-        is_late = False
-        try:
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads) and not is_late:
-                _join(threads)
-                is_late = deadline.has_passed
-        finally:
-            while any(thread.is_alive() for thread in threads):
-                self._stop()
-                _join(threads)
-        if all(sink.watermark == part.stop for part, sink in self._all):
-            return
-        if is_late:
-            message = f"waited {deadline.timeout_s or 0:g} s for {uri} to be read in vain"
-            raise TimedOut(message, hint="give more time (timeout_s), or start the daemon")
+        for thread in threads:
+            thread.daemon = True
+            thread.start()
+        for thread in threads:
+            thread.join()
         if self._errors:
             raise self._errors[0]
-        message = f"reading {uri} ended before all was there"
-        raise LoadFailed(message, hint="this is a defect of cached: please report it")
+        if self._is_over.is_set() or any(sink.watermark != part.stop for part, sink in parts):
+            message = f"reading {self._ref.uri} ended before all was there"
+            raise LoadFailed(message, hint="this is a defect of cached: please report it")
 
-    def _run(self) -> None:
+    def _run(self, left: list[tuple[Part, PartSink]]) -> None:
         """Fetch one part after another; in each thread."""
-        while not self._is_stopped.is_set():
-            try:
-                part, sink = self._left.pop()
-            except IndexError:
-                return
-            self._running[part.part_id] = part
-            try:
-                self._fetch(part, sink)
-            except CachedError as error:
-                self._errors.append(error)
-                self._stop()
-            finally:
-                del self._running[part.part_id]
-
-    def _stop(self) -> None:
-        """Cut what runs; may be called again."""
-        self._is_stopped.set()
-        for part in list(self._running.values()):
-            self._store.cancel(part)
+        try:
+            while not self._is_over.is_set():
+                self._fetch(*left.pop())
+        except IndexError:
+            pass  # nothing is left
+        except CachedError as error:
+            self._errors.append(error)
+            self._stop()
 
     def _fetch(self, part: Part, sink: PartSink) -> None:
         """Fetch a part; go on after what may pass, unless no byte comes time and again."""
-        attempt = 0
+        failures = 0
         while True:
             before = sink.watermark
             try:
                 self._store.fetch(part, sink)
             except StoreError as error:
-                attempt = 1 if sink.watermark > before else attempt + 1
-                if not error.transient or attempt == ATTEMPTS or self._is_stopped.is_set():
-                    raise
-                pause_s = max(FIRST_PAUSE_S * 2**attempt, error.retry_after_s or 0.0)
-                self._is_stopped.wait(pause_s)
+                failures = 1 if sink.watermark > before else failures + 1
+                self._pause(error, failures)
             else:
                 return
 
+    def _pause(self, error: StoreError, failures: int) -> None:
+        """Wait before the next attempt; raise the error if there will be none."""
+        if not error.transient or failures >= self._config.max_attempts:
+            raise error
+        jitter_ratio = random.random()  # noqa: S311 - no secret
+        if self._is_over.wait(delay_s(failures, jitter_ratio, error.retry_after_s)):
+            raise error
 
-def _join(threads: list[threading.Thread]) -> None:
-    """Wait a moment for the first that still runs."""
-    next((thread for thread in threads if thread.is_alive()), threads[0]).join(LOOK_S)
+    def _stop(self) -> None:
+        """Cut what runs; may be called again."""
+        self._is_over.set()
+        self._store.close()
 
 
-def _fill(store: ObjectStore, manifest: Manifest, directory: str, deadline: Deadline) -> None:
-    """Make all files and fetch them."""
+def _fetched(reading: _Reading) -> tuple[Manifest, PrivateDirectory]:
+    """Return a model's files in a directory; nothing is left of it after an error."""
+    manifest = reading.resolve()
+    directory = PrivateDirectory()
     opened: list[OpenFile] = []
     try:
-        opened.extend(_made(directory, stored) for stored in manifest.objects)
-        _Filling(store, _parts(manifest, opened)).run(manifest.uri, deadline)
+        opened.extend(_made(directory.path, stored) for stored in manifest.objects)
+        reading.fetch(_parts(manifest, opened))
+    except BaseException:
+        directory.remove()
+        raise
     finally:
         for file in opened:
             file.close()
+    return manifest, directory
 
 
 def _made(directory: str, stored: StoredObject) -> OpenFile:

@@ -23,7 +23,9 @@ class Lease:
     """Knows who still needs the leased version; closes what keeps it when nobody does.
 
     It has no lock: holdings end in finalizers, which may run between any two steps of any
-    thread, this one's included; and a child of fork must find it usable.
+    thread, this one's included; and a child of fork must find it usable. Calls of the parent's
+    threads, which the child does not have, hold nothing there: each holding of a call has the
+    id of its process.
 
     Whoever makes it holds it, until ``release(None)``.
 
@@ -38,12 +40,14 @@ class Lease:
         self._holdings: set[object] = {None}
 
     def hold(self) -> object:
-        """Hold the lease; return what to give to ``release``.
+        """Hold the lease for a call in this process; return what to give to ``release``.
 
         Raises:
             ModelClosed: it has ended.
         """
-        holding = object()
+        return self._held((os.getpid(), object()))
+
+    def _held(self, holding: object) -> object:
         self._holdings.add(holding)
         if not self._closers:
             message = "the model is closed, and all views of it are gone"
@@ -52,7 +56,7 @@ class Lease:
 
     def hold_for(self, owner: object) -> Callable[[], object]:
         """Hold the lease until ``owner`` is collected, or what is returned is called."""
-        ending = weakref.finalize(owner, self.release, self.hold())
+        ending = weakref.finalize(owner, self.release, self._held(object()))
         ending.atexit = False  # the kernel closes the socket of a process that ends
         return ending
 
@@ -63,12 +67,19 @@ class Lease:
     def release(self, holding: object) -> None:
         """Give a holding back; again: does nothing."""
         self._holdings.discard(holding)
-        while self._closers and not self._holdings:
+        while self._closers and not self._is_held():
             try:
                 close = self._closers.pop()
             except IndexError:
                 return  # another thread closed it
             close()
+
+    def _is_held(self) -> bool:
+        if not self._holdings:
+            return False
+        pid = os.getpid()
+        held = list(self._holdings)  # in one step: others come and go
+        return any(not isinstance(each, tuple) or each[0] == pid for each in held)
 
 
 class File:

@@ -51,7 +51,7 @@ class Source(Protocol):
         """Return one new read-only descriptor for each file; the caller closes them."""
 
     def is_stale(self, deadline: Deadline) -> bool:
-        """Return whether a newer version is current."""
+        """Return whether this version failed to load, or another is current."""
 
 
 class Model:
@@ -212,7 +212,11 @@ class Model:
 
     @property
     def is_stale(self) -> bool:
-        """Return whether the object was replaced, or a newer version is current."""
+        """Return whether this version failed to load, or another is current: open it again.
+
+        The daemon notices a replaced object only while it loads a version; a resident one stays
+        current until it is evicted. Without a daemon (``fallback``) the store is asked.
+        """
         self._check_open()
         return self._source.is_stale(self._deadline())
 

@@ -39,15 +39,17 @@ def open(  # noqa: A001 - cached.open, as in gzip.open
         name: as the daemon's configuration names it.
         timeout_s: of this call, and later of each wait for a tensor; within it a daemon that
             does not listen yet is waited for. ``None``: no limit, but the daemon must listen.
-        tensors: names of those that are fetched before the rest.
+        tensors: names of those that are fetched before the rest; ``FILE::NAME`` where several
+            files have one of that name.
         until: ``header``, or ``ready``: wait until all is there (with ``tensors``: those).
-        fallback: ``"s3"``: if no daemon answers within a second, read the model from its URI
-            into memory of this process alone, with one warning.
+        fallback: ``"s3"``: if no daemon answers within a second, or half of ``timeout_s``, read
+            the model from its URI into memory of this process alone, with one warning.
         socket: address of the daemon; ``None``: where docs/wire.md says.
 
     Raises:
         DaemonUnavailable: nobody answers, and there is no fallback.
-        InvalidConfig: no socket can have the given address.
+        InvalidConfig: no socket can have the given address; or the environment holds a setting
+            that nobody reads.
         ModelUnknown: no such model is configured; the text names those that are.
         OverBudget: it does not fit; the text has the numbers.
         LoadFailed: the store's answer made it impossible; the text says why.
@@ -63,25 +65,17 @@ def open(  # noqa: A001 - cached.open, as in gzip.open
     deadline = Deadline(timeout_s)
     patience = deadline
     if fallback is not None and timeout_s is not None:
-        patience = Deadline(min(timeout_s, PATIENCE_WITH_FALLBACK_S))
+        patience = Deadline(min(timeout_s / 2, PATIENCE_WITH_FALLBACK_S))
     try:
-        connection = _connected(socket, patience)
+        address = settings.daemon_address(socket)
+        connection = connect(address, patience, is_patient=patience.timeout_s is not None)
         return _lease(connection, {"model": name, "until": until}, tensors, deadline)
     except DaemonUnavailable as error:
         if fallback is None:
             raise
         from cached.client.fallback import read
 
-        return read(name, why=error.message, timeout_s=timeout_s)
-
-
-def _connected(address: str | None, patience: Deadline) -> Connection:
-    if address is None:
-        address = settings.socket_address()
-        settings.check_owner(address)
-    else:
-        address = settings.checked_address(address, "socket")
-    return connect(address, patience, is_patient=patience.timeout_s is not None)
+        return read(name, why=error.message, deadline=deadline)
 
 
 def _lease(

@@ -1,7 +1,8 @@
-"""Where the daemon's socket is, and which models there are: the same rule for daemon and client.
+"""Where the daemon's socket is, and what else a worker is told: the same rule as the daemon's.
 
 The client reads the environment here and nowhere else. Flags go before the environment, that
-before the file (``CACHED_CONFIG``), that before the defaults (docs/configuration.md).
+before the file (``CACHED_CONFIG``), that before the defaults (docs/configuration.md). The table
+of all options is imported only where it is needed: it costs a worker 2 ms.
 """
 
 from __future__ import annotations
@@ -15,15 +16,38 @@ from cached.core.errors import InvalidConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cached.core.config import Level
+
 SIDECAR_DIRECTORY = "/cached"
 MAX_SOCKET_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
-_STORE = {  # and the variables of the AWS SDKs that are read where ours is not set
-    "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
-    "ca_bundle": ("AWS_CA_BUNDLE",),
-    "addressing_style": (),
-}
-_TRUE = {"1", "true", "yes", "on"}
+_USUAL = {"CACHED_SOCKET", "CACHED_CONFIG", "CACHED_MODELS"}  # known without the table
+
+
+def daemon_address(
+    given: str | None = None, source: str = "socket", environ: Mapping[str, str] | None = None
+) -> str:
+    """Return the address of the daemon's socket, checked.
+
+    Args:
+        given: as somebody wrote it; ``None``: ``socket_address``.
+        source: who gave it.
+        environ: the environment; ``None``: of this process.
+
+    Raises:
+        InvalidConfig: no socket can have it, or another user may have put one there; or the
+            environment or the file holds a name that nobody reads.
+    """
+    environ = os.environ if environ is None else environ
+    unusual = [name for name in environ if name.startswith("CACHED_") and name not in _USUAL]
+    if unusual:
+        from cached.core.config import check_variables
+
+        check_variables(unusual)
+    if given is not None:
+        return checked_address(given, source)
+    address = socket_address(environ)
+    check_owner(address)
+    return address
 
 
 def socket_address(environ: Mapping[str, str] | None = None, uid: int | None = None) -> str:
@@ -46,9 +70,9 @@ def socket_address(environ: Mapping[str, str] | None = None, uid: int | None = N
     given = environ.get("CACHED_SOCKET", "").strip()
     if given:
         return checked_address(given, "CACHED_SOCKET")
-    configured = _file(environ).get("socket")
-    if configured is not None:
-        return checked_address(configured, environ["CACHED_CONFIG"])
+    for level in _file(environ):
+        if "socket" in level.options:
+            return checked_address(*level.options["socket"])
     return default_address(environ, uid)
 
 
@@ -62,16 +86,24 @@ def checked_address(given: object, source: str) -> str:
     Raises:
         InvalidConfig: no socket can have it.
     """
-    address = given if isinstance(given, str) else ""
-    if address and not address.startswith(("/", "@")):
-        address = os.path.abspath(os.path.expanduser(address))
-    if not 0 < len(os.fsencode(address)) <= MAX_SOCKET_BYTES or address == "@":
+    address = given if isinstance(given, str) and given.strip() else ""
+    if address:
+        address = absolute_address(address)
+    is_text = not any(letter < " " or letter == "\x7f" for letter in address)
+    if not 0 < len(os.fsencode(address)) <= MAX_SOCKET_BYTES or address == "@" or not is_text:
         message = (
             f"socket must be a path of at most {MAX_SOCKET_BYTES} bytes, or @NAME (abstract), "
             f"was {given!r:.200} (from {source})"
         )
         raise InvalidConfig(message, hint="name a shorter path, for example /tmp/cached.sock")
     return address
+
+
+def absolute_address(address: str) -> str:
+    """Return an address, a relative path made absolute; ``~`` is the user's home."""
+    if address.startswith(("/", "@")):
+        return address
+    return os.path.abspath(os.path.expanduser(address))
 
 
 def default_address(environ: Mapping[str, str], uid: int) -> str:
@@ -106,55 +138,48 @@ def check_owner(address: str) -> None:
         raise InvalidConfig(message, hint=hint)
 
 
-def model_uri(name: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """Return where a model is stored, if the environment or the file says so.
+def levels(environ: Mapping[str, str] | None = None) -> list[Level]:
+    """Return what the environment and the file give, the highest first.
 
     Args:
-        name: of the model.
         environ: the environment; ``None``: of this process.
+
+    Raises:
+        InvalidConfig: a name that nobody reads, or a file that cannot be read.
     """
     environ = os.environ if environ is None else environ
-    for pair in environ.get("CACHED_MODELS", "").split():
-        key, _, uri = pair.partition("=")
-        if key == name and uri:
-            return uri
-    models = _file(environ).get("models")
-    entry = models.get(name) if isinstance(models, dict) else None
-    found = entry.get("uri") if isinstance(entry, dict) else None
-    return found if isinstance(found, str) else None
+    from cached.core.config import from_environment
+
+    return [from_environment(environ), *_file(environ)]
 
 
-def store_settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the settings of the store for a worker that reads it without a daemon.
+def from_file(path: str, source: str) -> Level:
+    """Return the level of a TOML file.
 
-    Returns:
-        ``endpoint_url``, ``region``, ``ca_bundle``, ``addressing_style`` as far as they are
-        set; ``anonymous``, ``allow_insecure_endpoint`` only where they are true.
+    Args:
+        path: of the file.
+        source: who named it.
+
+    Raises:
+        InvalidConfig: it cannot be read, is not TOML or holds a key that nobody reads.
     """
-    environ = os.environ if environ is None else environ
-    file = _file(environ)
-    found: dict[str, str] = {}
-    for key, more in _STORE.items():
-        names = (f"CACHED_{key.upper()}", *more)
-        value: object = next((environ[name] for name in names if environ.get(name)), file.get(key))
-        if isinstance(value, str) and value:
-            found[key] = value
-    for key in ("anonymous", "allow_insecure_endpoint"):
-        switch = environ.get(f"CACHED_{key.upper()}", file.get(key))
-        if str(switch).lower() in _TRUE:
-            found[key] = "true"
-    return found
+    import tomllib  # only where there is a file: it costs 4 ms
 
-
-def _file(environ: Mapping[str, str]) -> dict[str, object]:
-    path = environ.get("CACHED_CONFIG")
-    if not path:
-        return {}
-    import tomllib
+    from cached.core.config import from_document
 
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
-    except (OSError, ValueError) as error:
-        message = f"cannot read {path}: {error}"
-        raise InvalidConfig(message, hint="CACHED_CONFIG must name a TOML file") from error
+            document = tomllib.load(file)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror} (from {source})"
+        raise InvalidConfig(message, hint="name a readable TOML file") from error
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        message = f"{path} is not TOML: {error} (from {source})"
+        raise InvalidConfig(message, hint="toml.io describes the format") from error
+    return from_document(document, path)
+
+
+def _file(environ: Mapping[str, str]) -> list[Level]:
+    """Return the level of the file that the environment names; nothing if it names none."""
+    path = environ.get("CACHED_CONFIG")
+    return [from_file(path, "CACHED_CONFIG")] if path else []

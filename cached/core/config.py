@@ -1,7 +1,7 @@
 """One frozen Config out of what flags, environment, file and defaults give.
 
 Of each option the highest level that gives it wins. The options themselves are the rows of
-cached/core/options.py.
+cached/core/options.py. Daemon, commands and workers read environment and file by what is here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core.errors import InvalidConfig
 from cached.core.objects import ModelRef
-from cached.core.options import MODEL_OPTIONS, OPTIONS
+from cached.core.options import CONFIG_ENV, MODEL_OPTIONS, MODELS_ENV, OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from cached.core.options import Option
 
+# Kubernetes puts these into every container for a Service whose name begins with "cached".
+SERVICE_LINK = re.compile(
+    r"CACHED(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -79,6 +83,80 @@ class Level(NamedTuple):
     models: Mapping[str, Mapping[str, Given]]
 
 
+def check_variables(names: Iterable[str]) -> None:
+    """Refuse a ``CACHED_*`` variable that nobody reads.
+
+    Args:
+        names: of all variables of the environment.
+
+    Raises:
+        InvalidConfig: for the first one; with the known name that is most like it.
+    """
+    known = [*(option.env for option in OPTIONS), CONFIG_ENV, MODELS_ENV]
+    for name in names:
+        if name.startswith("CACHED_") and name not in known and not SERVICE_LINK.fullmatch(name):
+            raise unknown_key("variable", name, known, "the environment")
+
+
+def from_environment(environ: Mapping[str, str]) -> Level:
+    """Return the level of the environment: CACHED_*, and below it what the AWS SDKs read.
+
+    An empty variable counts as not set; white space around a value does not count.
+
+    Raises:
+        InvalidConfig: a CACHED_* variable that nobody reads.
+    """
+    check_variables(environ)
+    given = {}
+    for option in OPTIONS:
+        for name in (option.env, *_aws_names(option.aws, environ)):
+            value = environ.get(name, "").strip()
+            if value:
+                given[option.key] = Given(value, name)
+                break
+    return Level(given, named_models(environ.get(MODELS_ENV, "").split(), MODELS_ENV))
+
+
+def from_document(document: Mapping[str, object], source: str) -> Level:
+    """Return the level of a parsed TOML document that came from ``source``.
+
+    Raises:
+        InvalidConfig: it holds a key that nobody reads.
+    """
+    keys = [option.key for option in OPTIONS]
+    given = {}
+    for key, value in document.items():
+        if key == "models":
+            continue
+        if key not in keys:
+            raise unknown_key("key", key, [*keys, "models"], source)
+        given[key] = Given(value, source)
+    models = document.get("models", {})
+    if not isinstance(models, dict):
+        message = f"models must be tables such as [models.llm], was {models!r} (from {source})"
+        raise InvalidConfig(message, hint='write [models.llm] and below it uri = "s3://..."')
+    return Level(given, {name: _members(name, table, source) for name, table in models.items()})
+
+
+def named_models(texts: Iterable[str], source: str) -> dict[str, dict[str, Given]]:
+    """Return the models of a level that were written as ``NAME=URI``.
+
+    Raises:
+        InvalidConfig: one is something else, or named twice.
+    """
+    models: dict[str, dict[str, Given]] = {}
+    for text in texts:
+        name, mark, uri = text.partition("=")
+        if not mark or not name or "/" in name:
+            message = f"a model must be NAME=URI, was {text!r} (from {source})"
+            raise InvalidConfig(message, hint="for example llm=s3://models/llama/")
+        if name in models:
+            message = f"model {name} is named twice (from {source})"
+            raise InvalidConfig(message, hint="keep one")
+        models[name] = {"uri": Given(uri, source)}
+    return models
+
+
 def resolve(levels: Iterable[Level], defaults: Mapping[str, Given] | None = None) -> Config:
     """Return the Config that the levels make together.
 
@@ -108,6 +186,23 @@ def unknown_key(kind: str, key: str, known: Iterable[str], source: str) -> Inval
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
     return InvalidConfig(f"unknown {kind} {key} (from {source})", hint=hint)
+
+
+def _members(name: str, table: object, source: str) -> dict[str, Given]:
+    if not isinstance(table, dict):
+        message = f"models.{name} must be a table, was {table!r} (from {source})"
+        raise InvalidConfig(message, hint=f'write [models.{name}] and below it uri = "s3://..."')
+    keys = [option.key for option in MODEL_OPTIONS]
+    for key in table:
+        if key not in keys:
+            raise unknown_key("key", f"models.{name}.{key}", keys, source)
+    return {key: Given(value, source) for key, value in table.items()}
+
+
+def _aws_names(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Leave out the endpoints where the SDKs do: docs.aws.amazon.com/sdkref, ss-endpoints."""
+    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    return tuple(name for name in names if not (ignored and "ENDPOINT_URL" in name))
 
 
 def _first(givens: Sequence[Mapping[str, Given]], option: Option) -> Given | None:

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 
 class Resolve(NamedTuple):
-    """List the objects of a model → ``Resolved`` or ``ResolveFailed``."""
+    """List the objects of a model → ``Resolved`` or ``ResolveFailed``.
+
+    Attributes:
+        listing: number of this one among those of the model; the answer repeats it.
+    """
 
     ref: ModelRef
+    listing: int = 0
 
 
 class CreateSegments(NamedTuple):
@@ -56,7 +61,7 @@ class Publish(NamedTuple):
 
 
 class Free(NamedTuple):
-    """Unlink a version and give its memory back → ``Freed`` or ``StillMapped``."""
+    """Unlink a version and give its memory back → ``Freed``, ``StillMapped`` or ``FreeFailed``."""
 
     of: VersionRef
 

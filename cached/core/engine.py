@@ -113,7 +113,9 @@ class Engine:
             case events.Freed():
                 self._loading.freed(event, now_s)
             case events.StillMapped():
-                self._loading.still_mapped(event, now_s)
+                self._loading.not_freed(event.of, now_s)
+            case events.FreeFailed():
+                self._loading.not_freed(event.of, now_s)
             case (
                 events.Requested()
                 | events.Connected()

@@ -38,6 +38,8 @@ semicolon what to do next.
 
 from __future__ import annotations
 
+MAX_RETRY_AFTER_S = 60.0  # a store's word is no reason to give a model up for a day
+
 
 class CachedError(Exception):
     """Base of all; never raised itself.
@@ -176,13 +178,16 @@ class StoreError(CachedError):
     """What an object store did.
 
     Attributes:
-        retry_after_s: what the store asked for (``Retry-After``); ``None`` if nothing.
+        retry_after_s: what the store asked for (``Retry-After``), ``MAX_RETRY_AFTER_S`` at most;
+            ``None`` if nothing.
     """
 
     code = "store"
 
     def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, hint=hint)
+        if retry_after_s is not None:
+            retry_after_s = min(retry_after_s, MAX_RETRY_AFTER_S)
         self.retry_after_s = retry_after_s
 
 

@@ -52,11 +52,13 @@ class Resolved(NamedTuple):
 
     Attributes:
         available_bytes: what the machine could still give, at this moment.
+        listing: of the ``Resolve`` that this answers.
     """
 
     name: str
     manifest: Manifest
     available_bytes: int
+    listing: int = 0
 
 
 class ResolveFailed(NamedTuple):
@@ -64,11 +66,13 @@ class ResolveFailed(NamedTuple):
 
     Attributes:
         jitter_ratio: a random number in [0, 1) that the engine may spend on a back-off.
+        listing: of the ``Resolve`` that this answers.
     """
 
     name: str
     error: CachedError
     jitter_ratio: float = 0.5
+    listing: int = 0
 
 
 class SegmentsReady(NamedTuple):
@@ -157,6 +161,13 @@ class StillMapped(NamedTuple):
     of: VersionRef
 
 
+class FreeFailed(NamedTuple):
+    """It could not be unlinked; what of it is there counts on."""
+
+    of: VersionRef
+    error: CachedError
+
+
 class Ticked(NamedTuple):
     """A time that the engine had asked for has come."""
 
@@ -181,6 +192,7 @@ Event = (
     | Published
     | Freed
     | StillMapped
+    | FreeFailed
     | Ticked
     | DrainRequested
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cached.core.effects import FetchPart, Free, Publish, ReadHeader, Retried
+from cached.core.effects import FetchPart, Publish, ReadHeader, Retried
 from cached.core.errors import LoadFailed
 from cached.core.loads import delay_s
 from cached.core.objects import FileRef, Part
@@ -119,7 +119,7 @@ class Filling:
             load.planner.failed(index, watermark, part.stop)
         if part.file.of in self._shelf.retired:
             if not load.in_flight:
-                self._shelf.effects.append(Free(load.of))
+                self._shelf.free(load)
             return None
         return load
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # until the kernel has them back, but the model may be wanted again at once.
 ABSENT: Final = "absent"
 RESOLVING: Final = "resolving"  # the store is asked what there is
-ADMITTING: Final = "admitting"  # waits for room in the budget
+ADMITTING: Final = "admitting"  # waits for memory that is being freed, or for its turn
 LOADING: Final = "loading"  # being filled; may be leased
 PUBLISHING: Final = "publishing"  # every byte is there
 RESIDENT: Final = "resident"  # complete and visible by path
@@ -27,9 +27,9 @@ FAILED: Final = "failed"  # the error is kept for those who ask
 
 MODEL: Final[Table] = {
     ABSENT: {"want": RESOLVING},
-    FAILED: {"want": RESOLVING},
-    RESOLVING: {"resolved": ADMITTING, "fail": FAILED},
-    ADMITTING: {"reserved": LOADING, "fail": FAILED},
+    FAILED: {"want": RESOLVING, "evict": ABSENT},
+    RESOLVING: {"resolved": ADMITTING, "fail": FAILED, "evict": ABSENT},
+    ADMITTING: {"reserved": LOADING, "fail": FAILED, "evict": ABSENT},
     LOADING: {"filled": PUBLISHING, "fail": FAILED, "evict": ABSENT},
     PUBLISHING: {"published": RESIDENT, "fail": FAILED, "evict": ABSENT},
     RESIDENT: {"evict": ABSENT},

@@ -13,7 +13,6 @@ from cached.core.effects import (
     CancelParts,
     CreateSegments,
     Evicted,
-    Free,
     MarkReady,
     Refused,
     Resolve,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from cached.core.errors import CachedError
     from cached.core.loads import Limits, Model, Shelf
 
-FREE_AGAIN_S = 1.0  # how often a retired version that is still mapped is probed (3 us each)
+FREE_AGAIN_S = 1.0  # how often a version that is mapped by path alone is probed (3 us each)
 RESOLVE_ATTEMPTS = 6  # back-off from 0.1 s: openers hear of a dead store within 7 s
 PREFETCH_AGAIN_S = 5.0  # doubled with each failure of a prefetch, up to …
 PREFETCH_AGAIN_MAX_S = 300.0
@@ -72,16 +71,25 @@ class Loading:
         if model.state in {"absent", "failed"}:
             model.advance("want")
             model.attempts = 0
-            model.retry_at_s = None
-            self._shelf.effects.append(Resolve(model.ref))
+            self._list(model)
         elif model.state == "admitting":
             self._admit(model, now_s)  # may evict now, where a mere prefetch had to wait
 
-    def lease_ended(self, now_s: float) -> None:
-        """Let those who wait for room try again: somebody may be evicted now."""
-        for model in self._shelf.models.values():
-            if model.state == "admitting":
-                self._admit(model, now_s)
+    def hurry(self, model: Model) -> None:
+        """Ask the store again now, if a model waits to do that."""
+        if model.state == "resolving" and model.retry_at_s is not None:
+            self._list(model)
+
+    def _list(self, model: Model) -> None:
+        model.retry_at_s = None
+        model.listing += 1
+        self._shelf.effects.append(Resolve(model.ref, model.listing))
+
+    def lease_ended(self, load: Load, now_s: float) -> None:
+        """Free what nobody holds any more; others may get in in its place now."""
+        if load.of in self._shelf.retired and not load.holders and not load.in_flight:
+            self._shelf.free(load)
+        self._admit_all(now_s)
 
     def used(self, model: Model, now_s: float) -> None:
         """Count an open."""
@@ -94,14 +102,18 @@ class Loading:
     def resolved(self, event: events.Resolved, now_s: float) -> None:
         """Take the manifest and make room for it."""
         model = self._shelf.models[event.name]
+        if event.listing != model.listing:
+            return  # the model was evicted in the meantime
         model.advance("resolved")
         model.pending = event.manifest
-        model.available_bytes = event.available_bytes
-        self._admit(model, now_s)
+        model.capacity_bytes = event.available_bytes + self._shelf.ledger.committed_bytes
+        self._admit_all(now_s)
 
     def resolve_failed(self, event: events.ResolveFailed, now_s: float) -> None:
         """Try again later, or tell those who wait."""
         model = self._shelf.models[event.name]
+        if event.listing != model.listing:
+            return
         model.attempts += 1
         model.error = event.error
         if event.error.transient and model.attempts < RESOLVE_ATTEMPTS:
@@ -109,30 +121,49 @@ class Loading:
             wait_s = delay_s(model.attempts, event.jitter_ratio, asked_s)
             model.retry_at_s = now_s + wait_s
             self._shelf.effects.append(Retried(event.name, event.error.code, wait_s))
-            return
-        self._model_failed(model, event.error, now_s)
+        else:
+            self._model_failed(model, event.error, now_s)
+        self._admit_all(now_s)
+
+    def _admit_all(self, now_s: float) -> None:
+        """Let all who wait for room try again, in the order of the configuration."""
+        for model in self._shelf.models.values():
+            if model.state == "admitting":
+                self._admit(model, now_s)
+
+    def _has_turn(self, model: Model) -> bool:
+        """Return whether no prefetch that comes first in the configuration is about to be listed.
+
+        One whose listing had to be put off holds nobody up.
+        """
+        if model.is_asked:
+            return True
+        for other in self._shelf.models.values():
+            if other is model:
+                break
+            if other.ref.prefetch and other.state == "resolving" and not other.attempts:
+                return False
+        return True
 
     def _admit(self, model: Model, now_s: float) -> None:
         manifest = model.pending
-        if manifest is None:
+        if manifest is None or not self._has_turn(model):
             return
+        needed_bytes = footprint_bytes(manifest)
+        headroom_bytes = self._limits.headroom_bytes
         verdict = admission.decide(
-            model,
-            footprint_bytes(manifest),
-            self._shelf.models.values(),
-            self._shelf.ledger,
-            headroom_bytes=self._limits.headroom_bytes,
-            now_s=now_s,
+            model, needed_bytes, self._shelf, headroom_bytes=headroom_bytes, now_s=now_s
         )
         if isinstance(verdict, OverBudget):
             self._model_failed(model, verdict, now_s)
             return
         for victim in verdict:
             self.retire(self._shelf.models[victim.name], "budget")
-        if verdict:
-            return  # asked again when they are freed
+        ledger = self._shelf.ledger
+        if needed_bytes > admission.usable_bytes(model.capacity_bytes, ledger, headroom_bytes):
+            return  # asked again with every load that was freed, or was not
         of = VersionRef(model.ref.name, manifest.version, self._shelf.next_load())
-        self._shelf.ledger.reserve(of, footprint_bytes(manifest))
+        ledger.reserve(of, needed_bytes)
         learnt = model.learnt[1] if model.learnt[0] == of.version else ()
         model.load = Load(of, manifest, Planner(manifest, learnt=learnt), now_s)
         model.pending = None
@@ -190,6 +221,23 @@ class Loading:
             model.retry_at_s = now_s + min(wait_s, PREFETCH_AGAIN_MAX_S)
             model.prefetch_failures += 1
 
+    def evict(self, model: Model, now_s: float) -> int:
+        """Do as the operator says: out of memory, or off the way there; return its bytes.
+
+        Workers that wait for the model want it anew: from a listing of now.
+        """
+        if model.load is not None:
+            return self.retire(model, "asked")
+        if model.state in {"resolving", "admitting", "failed"}:
+            model.advance("evict")
+            model.pending = None
+            model.retry_at_s = None
+            model.is_asked = False
+            model.listing += 1  # what is under way counts no more
+            self._shelf.changed[model.ref.name] = None
+            self._admit_all(now_s)
+        return 0
+
     def retire(self, model: Model, reason: str) -> int:
         """Take the model's current load out of use; return its bytes.
 
@@ -198,13 +246,17 @@ class Loading:
         load = model.load
         if load is None:
             return 0
+        model.is_asked = False
         model.advance("evict" if load.error is None else "fail")
         model.load = None
         self._shelf.retired[load.of] = load
         self._shelf.changed[load.of.name] = None
         size_bytes = footprint_bytes(load.manifest)
         self._shelf.effects.append(Evicted(load.of, reason, size_bytes))
-        self._shelf.effects.append(CancelParts(load.of) if load.in_flight else Free(load.of))
+        if load.in_flight:
+            self._shelf.effects.append(CancelParts(load.of))
+        else:
+            self._shelf.free(load)
         return size_bytes
 
     def freed(self, event: events.Freed, now_s: float) -> None:
@@ -212,36 +264,32 @@ class Loading:
         load = self._shelf.retired.pop(event.of, None)
         if load is None:
             return
-        freed_bytes = self._shelf.ledger.release(event.of)
+        self._shelf.ledger.release(event.of)
         self._shelf.changed[event.of.name] = None
-        for model in self._shelf.models.values():
-            if model.state == "admitting":
-                model.available_bytes += freed_bytes
-                self._admit(model, now_s)
+        self._admit_all(now_s)
 
-    def still_mapped(self, event: events.StillMapped, now_s: float) -> None:
-        """Somebody uses a retired version by path: look again, and look for other room."""
-        if event.of in self._shelf.retired and self._free_again_s is None:
+    def not_freed(self, of: VersionRef, now_s: float) -> None:
+        """Somebody maps a retired version, or it cannot be unlinked: try again, look elsewhere."""
+        load = self._shelf.retired.get(of)
+        if load is None:
+            return
+        load.frees -= 1
+        if self._free_again_s is None and not load.holders:  # the last holder's end is an event
             self._free_again_s = now_s + FREE_AGAIN_S
-        for model in self._shelf.models.values():
-            if model.state == "admitting" and not self._is_freeing():
-                self._admit(model, now_s)
-
-    def _is_freeing(self) -> bool:
-        return any(load.in_flight for load in self._shelf.retired.values())
+        self._admit_all(now_s)
 
     def ticked(self, now_s: float) -> None:
         """Do what was put off until now."""
         if self._free_again_s is not None and self._free_again_s <= now_s:
             self._free_again_s = None
-            quiet = [load for load in self._shelf.retired.values() if not load.in_flight]
-            self._shelf.effects.extend(Free(load.of) for load in quiet)
+            for load in self._shelf.retired.values():
+                if not (load.holders or load.in_flight or load.frees):
+                    self._shelf.free(load)
         for model in self._shelf.models.values():
             if model.retry_at_s is None or model.retry_at_s > now_s or self._shelf.is_draining:
                 continue
-            model.retry_at_s = None
             if model.state == "resolving":
-                self._shelf.effects.append(Resolve(model.ref))
+                self._list(model)
             else:
                 self.want(model, now_s, is_asked=False)
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core import lifecycle
+from cached.core.effects import Free
+from cached.core.errors import TensorUnknown
+from cached.core.objects import Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cached.core.effects import Effect
     from cached.core.errors import CachedError
-    from cached.core.header import Header
+    from cached.core.header import Header, Tensor
     from cached.core.ledger import Ledger
-    from cached.core.objects import Manifest, ModelRef, Part, PeerId, Range, VersionRef
+    from cached.core.objects import Manifest, ModelRef, Part, PeerId, VersionRef
     from cached.core.parts import Planner
 
 PAGE_BYTES = 4096
@@ -33,6 +36,7 @@ class Load:
         headers: of safetensors files, by index, as they become known.
         holders: peers with a lease.
         error: why it failed; waiters get it. None while it goes well.
+        frees: attempts to free it that are under way.
         path: the directory, once published.
         resume_at_s: no GET before this time (back-off).
     """
@@ -41,6 +45,7 @@ class Load:
         "began_s",
         "error",
         "failures",
+        "frees",
         "header_asked",
         "headers",
         "holders",
@@ -63,6 +68,7 @@ class Load:
         self.holders: set[PeerId] = set()
         self.in_flight: dict[int, Part] = {}
         self.failures: dict[tuple[int, int], int] = {}
+        self.frees = 0
         self.is_mappable = False
         self.error: CachedError | None = None
         self.path: str | None = None
@@ -84,11 +90,46 @@ class Load:
         """Whether it is published."""
         return self.path is not None
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the memory of a retired load is on its way back: its next event is awaited."""
+        return not self.holders and (bool(self.in_flight) or self.frees > 0)
+
     def covers(self, ranges: Iterable[tuple[int, Range]]) -> bool:
         """Return whether all these bytes are there."""
         return self.is_complete or all(
             self.planner.has(index, wanted.start, wanted.stop) for index, wanted in ranges
         )
+
+    def tensor_ranges(self, names: Iterable[str]) -> list[tuple[int, Range]]:
+        """Return where the named tensors are: index of the file, and bytes.
+
+        Args:
+            names: as a model's client names them: one that several files have is FILE::NAME.
+
+        Raises:
+            TensorUnknown: the model has none of that name, or several.
+        """
+        homes: dict[str, list[int]] = {name: [] for name in names}
+        for index, header in self.headers.items():
+            for name in homes.keys() & header.tensors.keys():
+                homes[name].append(index)
+        return [self._tensor_range(name, found) for name, found in homes.items()]
+
+    def _tensor_range(self, name: str, homes: list[int]) -> tuple[int, Range]:
+        if len(homes) > 1:
+            message = f"{self.of.name} has {len(homes)} tensors named {name[:128]!r}"
+            several = ", ".join(f"{self.manifest.objects[at].path}::{name}" for at in homes)
+            raise TensorUnknown(message, hint=f"name one of them: {several[:400]}")
+        if homes:
+            return homes[0], _range_of(self.headers[homes[0]].tensors[name])
+        for index, header in self.headers.items():
+            prefix = f"{self.manifest.objects[index].path}::"
+            tensor = header.tensors.get(name[len(prefix) :])
+            if tensor is not None and name.startswith(prefix):
+                return index, _range_of(tensor)
+        message = f"{self.of.name} has no tensor named {name[:128]!r}"
+        raise TensorUnknown(message)
 
 
 class Model:
@@ -98,18 +139,21 @@ class Model:
         state: a row of ``lifecycle.MODEL``.
         load: the current one; None unless loading, publishing or resident.
         pending: resolved, waiting for room.
+        capacity_bytes: what the machine could give to all models together, when it was resolved.
+        listing: number of the last ``Resolve``; the answers of earlier ones count no more.
         is_asked: a worker or the operator waits for it: then others may be evicted.
         frequency: decayed count of opens, as of ``last_used_s``.
     """
 
     __slots__ = (
         "attempts",
-        "available_bytes",
+        "capacity_bytes",
         "error",
         "frequency",
         "is_asked",
         "last_used_s",
         "learnt",
+        "listing",
         "load",
         "opens",
         "pending",
@@ -125,7 +169,8 @@ class Model:
         self.state = lifecycle.ABSENT
         self.load: Load | None = None
         self.pending: Manifest | None = None
-        self.available_bytes = 0
+        self.capacity_bytes = 0
+        self.listing = 0
         self.error: CachedError | None = None
         self.attempts = 0
         self.retry_at_s: float | None = None
@@ -140,6 +185,10 @@ class Model:
     def advance(self, trigger: str) -> None:
         """Change the state by the table, and in no other way."""
         self.state = lifecycle.advance(lifecycle.MODEL, self.state, trigger)
+
+
+def _range_of(tensor: Tensor) -> Range:
+    return Range(tensor.start, tensor.stop)
 
 
 def delay_s(failures: int, jitter_ratio: float, asked_s: float | None) -> float:
@@ -203,6 +252,24 @@ class Shelf:
         self._last_load = 0
         self.is_draining = False
         self.is_stopped = False
+
+    @property
+    def leased_bytes(self) -> int:
+        """Bytes of the versions that somebody holds, reserved ones included."""
+        current = (model.load for model in self.models.values() if model.load is not None)
+        held = (load for load in (*current, *self.retired.values()) if load.holders)
+        return sum(self.ledger.size_of(load.of) for load in held)
+
+    @property
+    def leaving_bytes(self) -> int:
+        """Bytes that retired loads are about to give back."""
+        leaving = (load for load in self.retired.values() if load.is_leaving)
+        return sum(self.ledger.size_of(load.of) for load in leaving)
+
+    def free(self, load: Load) -> None:
+        """Have a retired load unlinked, and its memory given back unless somebody maps it."""
+        load.frees += 1
+        self.effects.append(Free(load.of))
 
     def next_load(self) -> int:
         """Return a number for a new load."""

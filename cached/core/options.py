@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 DAY_S = 86_400
 MAX_SOCKET_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
+CONFIG_ENV, MODELS_ENV = "CACHED_CONFIG", "CACHED_MODELS"  # beside those of the options
 
 
 class Kind(NamedTuple):

@@ -203,21 +203,6 @@ class Planner:
         self._next_seq += 1
 
     @property
-    def missing_bytes(self) -> int:
-        """Bytes that are not there yet."""
-        return self._missing_bytes
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes that are neither there nor in flight."""
-        return sum(file.pending.total for file in self._files)
-
-    @property
-    def in_flight_parts(self) -> int:
-        """Parts that were planned and have neither come nor failed."""
-        return sum(len(file.flying) for file in self._files)
-
-    @property
     def is_complete(self) -> bool:
         """Whether every byte is there."""
         return not self._missing_bytes

@@ -15,17 +15,13 @@ class RangeSet:
     """Bytes of one file: half-open ranges, sorted, never empty, never touching.
 
     Every operation finds its place by bisection; a file has some hundred ranges at most.
-
-    Attributes:
-        total: how many bytes are in it.
     """
 
-    __slots__ = ("_starts", "_stops", "total")
+    __slots__ = ("_starts", "_stops")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
-        self.total = 0
 
     def __iter__(self) -> Iterator[Range]:
         return map(Range, self._starts, self._stops)
@@ -46,7 +42,6 @@ class RangeSet:
             stop = max(stop, self._stops[last - 1])
         self._starts[first:last] = [start]
         self._stops[first:last] = [stop]
-        self.total += new_bytes
         return new_bytes
 
     def remove(self, start: int, stop: int) -> int:
@@ -62,7 +57,6 @@ class RangeSet:
         kept = [span for span in kept if span[0] < span[1]]
         self._starts[first:last] = [span[0] for span in kept]
         self._stops[first:last] = [span[1] for span in kept]
-        self.total -= removed_bytes
         return removed_bytes
 
     def _overlap(self, first: int, last: int, start: int, stop: int) -> int:

@@ -40,7 +40,7 @@ def status(shelf: Shelf, about: About, models: Iterable[Model], now_s: float) ->
             "budget_bytes": ledger.budget_bytes,
             "reserved_bytes": ledger.reserved_bytes,
             "committed_bytes": ledger.committed_bytes,
-            "leased_bytes": ledger.leased_bytes,
+            "leased_bytes": shelf.leased_bytes,
             "free_bytes": ledger.free_bytes,
         },
         "models": [_model(shelf, model) for model in models],

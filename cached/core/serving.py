@@ -17,10 +17,9 @@ from cached.core.errors import (
     DaemonUnavailable,
     ModelUnknown,
     NotPermitted,
-    TensorUnknown,
     TimedOut,
 )
-from cached.core.objects import FileRef, PeerId, Range
+from cached.core.objects import FileRef, PeerId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from cached.core.events import Connected, Requested
     from cached.core.loading import Loading
     from cached.core.loads import Load, Model, Shelf
+    from cached.core.objects import Range, VersionRef
     from cached.core.reporting import About
 
 LOCAL = PeerId(0)
@@ -110,8 +110,7 @@ class Serving:
             self._waiters[name] = [waiter for waiter in waiters if waiter.peer != peer_id]
         if peer.lease is not None:
             peer.lease.holders.discard(peer_id)
-            self._shelf.ledger.unlease(peer.lease.of)
-            self._loading.lease_ended(now_s)
+            self._loading.lease_ended(peer.lease, now_s)
 
     def requested(self, event: Requested, now_s: float) -> None:
         """Answer a request, now or later."""
@@ -195,6 +194,7 @@ class Serving:
         self._refuse_when_draining()
         self._loading.used(model, now_s)
         self._loading.want(model, now_s)
+        wanted: dict[VersionRef, list[tuple[int, Range]]] = {}  # looked up once for each load
 
         def answer() -> Answer | None:
             load = model.load
@@ -205,10 +205,11 @@ class Serving:
                 return None
             if not load.has_headers:
                 return None
-            wanted = _tensor_ranges(load, names)
-            for index, span in wanted:
-                load.planner.want(index, span.start, span.stop)
-            is_there = load.is_complete if names is None else load.covers(wanted)
+            if load.of not in wanted:
+                wanted[load.of] = load.tensor_ranges(names or ())
+                for index, span in wanted[load.of]:
+                    load.planner.want(index, span.start, span.stop)
+            is_there = load.is_complete if names is None else load.covers(wanted[load.of])
             if until == "ready" and not is_there:
                 return None
             return self._grant(peer, event.peer, load)
@@ -218,7 +219,6 @@ class Serving:
     def _grant(self, peer: Peer, peer_id: PeerId, load: Load) -> Answer:
         peer.lease = load
         load.holders.add(peer_id)
-        self._shelf.ledger.lease(load.of)
         files: list[dict[str, object]] = []
         for index, stored in enumerate(load.manifest.objects):
             header = load.headers.get(index)
@@ -323,6 +323,7 @@ class Serving:
         model = self._model(wire.text(event.fields, "model"))
         self._refuse_when_draining()
         self._loading.want(model, now_s)
+        self._loading.hurry(model)
         self._reply(event, {"state": model.state})
 
     def _evict(self, peer: Peer, event: Requested, now_s: float) -> None:
@@ -332,7 +333,7 @@ class Serving:
         if load is not None and load.holders:
             message = f"{model.ref.name} is leased by {len(load.holders)} workers"
             raise NotPermitted(message, hint="evict it when they have closed it")
-        freed_bytes = self._loading.retire(model, "asked")
+        freed_bytes = self._loading.evict(model, now_s)
         self._reply(event, {"freed_bytes": freed_bytes})
 
     # --- what requests have in common
@@ -368,22 +369,3 @@ class Serving:
         if load.of in self._shelf.retired:
             message = f"{load.of} was taken out of memory"
             raise DaemonUnavailable(message, hint="open it again")
-
-
-def _tensor_ranges(load: Load, names: tuple[str, ...] | None) -> list[tuple[int, Range]]:
-    """Return where the named tensors are.
-
-    Raises:
-        TensorUnknown: the model has none of that name.
-    """
-    ranges = []
-    for name in names or ():
-        for index, header in load.headers.items():
-            tensor = header.tensors.get(name)
-            if tensor is not None:
-                ranges.append((index, Range(tensor.start, tensor.stop)))
-                break
-        else:
-            message = f"{load.of.name} has no tensor named {name[:128]!r}"
-            raise TensorUnknown(message)
-    return ranges

@@ -2,7 +2,7 @@
 
 A composition root: it builds the adapters, hands them to the daemon, and knows what starts
 when. The HTTP side (aiohttp on uvloop, as slow to import as all the rest) starts once the
-first GET is under way, or nothing is to be fetched.
+first GET is under way, or nothing is to be fetched, and in any case soon.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
+import threading
 from time import process_time
 from typing import TYPE_CHECKING
 
@@ -35,34 +37,64 @@ if TYPE_CHECKING:
     from cached.core.config import Config
     from cached.core.effects import Effect
     from cached.core.events import Event
+    from cached.ports import MemoryProbe
+
+
+# After the first listing was asked for. It has mostly ended by then, and GETs are under way; if
+# the store hangs, probes are answered nevertheless (Kubernetes gives them 1 s).
+HTTP_LATEST_S = 0.3
 
 
 class HttpStart:
     """An observer that starts the HTTP side as soon as it no longer delays the first GET.
 
     Args:
-        start: starts it; called once.
+        start: starts it; called once, from any thread.
+        latest_s: after the first listing was asked for.
     """
 
-    def __init__(self, start: Callable[[], None]) -> None:
+    def __init__(self, start: Callable[[], None], latest_s: float = HTTP_LATEST_S) -> None:
         self._start = start
-        self._is_started = False
+        self._lock = threading.Lock()  # of the two below
+        self._is_over = False  # started or stopped
+        self._timer: threading.Timer | None = None
+        self._latest_s = latest_s
 
     def now(self) -> None:
-        """Start it unless it is."""
-        if not self._is_started:
-            self._is_started = True
+        """Start it unless it is, or was stopped; any thread."""
+        with self._lock:
+            if self._is_over:
+                return
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
             self._start()
+
+    def stop(self) -> None:
+        """Start it no more; afterwards nothing of this runs."""
+        with self._lock:
+            self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
 
     def happened(self, event: Event, now_s: float) -> None:
         """See whether the first GET is over, or there will be none for a while."""
-        if isinstance(event, events.PartFetched | events.PartFailed | events.ResolveFailed):
+        if isinstance(
+            event,
+            events.PartFetched | events.PartFailed | events.Published | events.ResolveFailed,
+        ):
             self.now()
 
     def decided(self, effect: Effect, now_s: float) -> None:
-        """See whether there will be no GET at all."""
+        """See whether there will be no GET at all, or the first may take long to come."""
         if isinstance(effect, effects.Refused):
             self.now()
+        elif isinstance(effect, effects.Resolve) and self._timer is None:
+            self._timer = threading.Timer(self._latest_s, self.now)
+            self._timer.name = "cached-http-start"
+            self._timer.daemon = True
+            self._timer.start()
 
 
 class Readiness:
@@ -109,6 +141,7 @@ def run(config: Config) -> int:
 
 def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack) -> None:
     began_s = clock.now_s()
+    open_files = raise_open_files()
     mailbox = Mailbox()
     stack.callback(drain_on_signals(mailbox.post))  # before anybody can see the socket, and stop us
     workers = UnixSocket(
@@ -151,7 +184,9 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
         segment_root=config.segment_root,
         models=len(config.models),
         budget_bytes=budget_bytes,
+        open_files=open_files,
     )
+    stack.callback(http.stop)
     workers.start()
     if not any(ref.prefetch for ref in config.models):
         http.now()
@@ -159,7 +194,20 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
     writer.write("info", "daemon stopped", uptime_s=round(clock.now_s() - began_s, 3))
 
 
-def _budget_bytes(config: Config, memory: SystemMemory) -> int:
+def raise_open_files() -> int:
+    """Raise this process's soft limit of open files to the hard one; return what it is now.
+
+    Every file in memory and every worker takes one. The soft limit is often 1024 for the sake of
+    ``select``, which nothing here uses; systemd and Go programs do the same.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a sandbox refuses: then it stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard
+    return soft
+
+
+def _budget_bytes(config: Config, memory: MemoryProbe) -> int:
     """Return the least of what was allowed and what the machine has, minus headroom."""
     there_bytes = max(0, memory.available_bytes() - config.memory_headroom_bytes)
     if config.memory_budget_bytes is None:

@@ -387,6 +387,19 @@ def test_web_identity_is_one_unsigned_call_to_the_regions_sts(web_identity: dict
         ({"AWS_REGION": ""}, "https://sts.amazonaws.com/"),
         ({"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn/"),
         ({"AWS_ENDPOINT_URL_STS": "http://127.0.0.1:9/sts"}, "http://127.0.0.1:9/sts"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9/all"}, "http://127.0.0.1:9/all"),
+        (
+            {"AWS_ENDPOINT_URL_STS": "https://sts.example/", "AWS_ENDPOINT_URL": "https://other/"},
+            "https://sts.example/",
+        ),
+        (
+            {
+                "AWS_ENDPOINT_URL_STS": "https://sts.example/",
+                "AWS_ENDPOINT_URL": "https://other/",
+                "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
+            },
+            "https://sts.eu-central-1.amazonaws.com/",
+        ),
     ],
 )
 def test_sts_is_asked_where_the_environment_says(
@@ -397,10 +410,11 @@ def test_sts_is_asked_where_the_environment_says(
     assert exchange.requests[0].url == url
 
 
-def test_a_web_token_is_never_sent_in_the_clear(web_identity: dict[str, str]):
-    environ = {**web_identity, "AWS_ENDPOINT_URL_STS": "http://sts.example.com/"}
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"])
+def test_a_web_token_is_never_sent_in_the_clear(web_identity: dict[str, str], name: str):
+    environ = {**web_identity, name: "http://sts.example.com/"}
     credentials, _, _ = found_in(environ)
-    with pytest.raises(CredentialsUnavailable, match="in the clear"):
+    with pytest.raises(CredentialsUnavailable, match=f"{name} sends keys to .* in the clear"):
         credentials.keys()
 
 

@@ -267,6 +267,7 @@ def test_info_tells_the_story_of_a_load(pipe: Pipe):
     lines = [{k: v for k, v in line.items() if k not in {"ts", "level"}} for line in pipe.lines()]
     llm = {"model": "llm", "version": "9f2c"}
     resolved = {"available_bytes": 1 << 33, "files": 1, "size_bytes": SIZE_BYTES, "seconds": 0.25}
+    resolved["listing"] = 0
     published = {"size_bytes": SIZE_BYTES, "seconds": 0.5, "mb_per_s": 500.0}
     assert lines == [
         {"event": "model resolved", **llm, **resolved},

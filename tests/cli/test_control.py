@@ -280,6 +280,26 @@ def test_evict_goes_on_after_one_that_cannot(daemon, capsys):
     assert "nobody" in err
 
 
+@pytest.mark.parametrize("given", ["@", "", "/" + "x" * 107])
+def test_what_no_socket_can_have_is_refused_as_in_the_client(given, capsys):
+    _, err = output(capsys, "status", "--socket", given, code=2)
+    assert err.startswith("cached: socket must be a path of at most 107 bytes, or @NAME (abstract)")
+    assert "(from --socket); name a shorter path" in err
+
+
+def test_a_relative_socket_begins_where_the_command_is(daemon, monkeypatch, capsys):
+    monkeypatch.chdir(os.path.dirname(daemon.address))
+    output(capsys, "status", "--socket", os.path.basename(daemon.address))
+
+
+@pytest.mark.parametrize("more", [(), ("--socket", "/nowhere/s")])
+def test_a_variable_that_nobody_reads_is_an_error_of_a_command(daemon, monkeypatch, capsys, more):
+    monkeypatch.setenv("CACHED_SOKET", "/x")
+    _, err = output(capsys, "status", *more, code=2)
+    assert "unknown variable CACHED_SOKET" in err
+    assert "did you mean CACHED_SOCKET?" in err
+
+
 def test_the_flag_names_the_socket_before_the_environment(daemon, monkeypatch, capsys):
     monkeypatch.setenv("CACHED_SOCKET", "/nowhere/s")
     out, _ = output(capsys, "status", "--socket", daemon.address, "--json")

@@ -1,4 +1,4 @@
-"""Every option can be given in each of its ways, and what nobody reads is an error."""
+"""Every option can be given in each of its ways, by the same rule for daemon and workers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cached.cli import serve
-from cached.cli.load import from_document, from_environment, from_file, from_flags, load
+from cached.cli.load import from_flags, load
+from cached.client import settings
 from cached.core.config import Given
 from cached.core.errors import InvalidConfig
 from cached.core.objects import ModelRef
@@ -155,78 +154,6 @@ def test_a_model_that_is_not_one_is_refused(flags: dict[str, object], message: s
     assert caught.value.message == message
 
 
-def test_an_unknown_variable_is_refused_with_the_nearest():
-    with pytest.raises(InvalidConfig) as caught:
-        from_environment({"CACHED_MEMORY_BUGDET": "8GiB", "PATH": "/bin"})
-    assert str(caught.value) == (
-        "unknown variable CACHED_MEMORY_BUGDET (from the environment); "
-        "did you mean CACHED_MEMORY_BUDGET?"
-    )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "CACHED_PORT",
-        "CACHED_SERVICE_HOST",
-        "CACHED_SERVICE_PORT",
-        "CACHED_SERVICE_PORT_METRICS",
-        "CACHED_PORT_9400_TCP",
-        "CACHED_PORT_9400_TCP_ADDR",
-        "CACHED_METRICS_SERVICE_HOST",
-        "CACHED_METRICS_PORT_9400_UDP_PROTO",
-    ],
-)
-def test_what_kubernetes_makes_of_a_service_is_let_be(name: str):
-    assert from_environment({name: "tcp://10.0.0.1:9400"}).options == {}
-
-
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
-        ({"memory-budget": "1GiB"}, "unknown key memory-budget (from c.toml)"),
-        ({"model": {}}, "unknown key model (from c.toml)"),
-        ({"models": LLM}, f"models must be tables such as [models.llm], was '{LLM}' (from c.toml)"),
-        ({"models": {"llm": "s3://"}}, "models.llm must be a table, was 's3://' (from c.toml)"),
-        ({"models": {"llm": {"url": "s3://"}}}, "unknown key models.llm.url (from c.toml)"),
-    ],
-)
-def test_a_key_that_nobody_reads_is_refused(document: dict[str, object], message: str):
-    with pytest.raises(InvalidConfig) as caught:
-        from_document(document, "c.toml")
-    assert caught.value.message == message
-    assert caught.value.hint
-
-
-keys = st.sampled_from([*FIELDS, "models", "model"]) | st.text(max_size=3)
-values = st.recursive(
-    st.booleans() | st.integers() | st.text(max_size=5),
-    lambda deeper: st.lists(deeper, max_size=2) | st.dictionaries(keys, deeper, max_size=2),
-    max_leaves=6,
-)
-
-
-@given(st.dictionaries(keys, values, max_size=4))
-def test_any_document_is_read_or_refused(document: dict[str, object]):
-    try:
-        level = from_document(document, "c.toml")
-    except InvalidConfig:
-        return
-    assert level.options.keys() | {"models"} >= document.keys()
-
-
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path):
-    with pytest.raises(InvalidConfig, match=r"cannot read /nowhere/c\.toml: No such file"):
-        from_file("/nowhere/c.toml", "--config")
-    with pytest.raises(InvalidConfig, match=r"Is a directory \(from CACHED_CONFIG\)"):
-        from_file(str(tmp_path), "CACHED_CONFIG")
-    with pytest.raises(InvalidConfig, match=r"is not TOML: .*line 2.*\(from --config\)"):
-        from_file(written(tmp_path, "\nmemory_budget 1"), "--config")
-    (tmp_path / "latin").write_bytes(b'region = "\xe4"')
-    with pytest.raises(InvalidConfig, match="is not TOML"):
-        from_file(str(tmp_path / "latin"), "--config")
-
-
 def test_relative_paths_start_at_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -234,6 +161,27 @@ def test_relative_paths_start_at_the_working_directory(
     config = loaded("--segment-root=segments", "--socket=./s", environ={})
     assert config.segment_root == f"{tmp_path}/segments"
     assert config.socket == f"{tmp_path}/s"
+
+
+def test_a_socket_is_where_workers_look_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    path = written(tmp_path, "socket = '~/file.sock'")
+    for environ in (
+        {"CACHED_SOCKET": "run/s"},
+        {"CACHED_SOCKET": "~/s"},
+        {"CACHED_SOCKET": " /run/s "},
+        {"CACHED_SOCKET": "  ", "CACHED_CONFIG": path},
+        {"CACHED_SOCKET": f"/{'x' * 106}"},
+        {"AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9001"},
+    ):
+        assert loaded(environ=environ).socket == settings.daemon_address(environ=environ)
+    for bad in (f"/{'x' * 107}", "@", "a\nb", "\x7f"):
+        with pytest.raises(InvalidConfig) as for_the_daemon:
+            loaded(environ={"CACHED_SOCKET": bad})
+        with pytest.raises(InvalidConfig) as for_a_worker:
+            settings.daemon_address(environ={"CACHED_SOCKET": bad})
+        assert for_the_daemon.value.message[:40] == for_a_worker.value.message[:40]
 
 
 def test_certificates_that_cannot_be_read_are_refused_at_start():

@@ -5,10 +5,9 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from cached.cli.load import from_document
 from cached.cli.main import COMMANDS
 from cached.cli.reference import command_line, configuration, example, main, pages
-from cached.core.config import resolve
+from cached.core.config import from_document, resolve
 from cached.core.options import OPTIONS
 from tests.reference.settings import DEFAULTS
 

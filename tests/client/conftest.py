@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def torch() -> Any:
+    """Return torch; without it ``model.torch()`` stays untested, and the summary says so."""
+    why = "NOT TESTED without torch: make bench-setup installs it; then make test ARGS='-k torch'"
+    return pytest.importorskip("torch", reason=why)
+
+
+@pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Start a real daemon over a store; ``cached.open`` finds it."""
     started: list[LocalDaemon] = []

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cached.client.arrays import Arrays, torch_tensor
+from cached.client.arrays import TORCH_DTYPES, Arrays, torch_tensor
 from cached.client.mappings import File, Lease, private_mapping
 from cached.core import header
 from cached.core.errors import MissingPackage, ModelClosed
@@ -35,10 +35,6 @@ EXTENDED = {
 RAW = {"F4", "F6_E2M3", "F6_E3M2"}
 KINDS = {"BOOL": "b", "U": "u", "I": "i", "F": "f", "C": "c"}
 DATA = bytes([0, 1]) * 64
-
-
-def torch() -> Any:
-    return pytest.importorskip("torch", reason="NO TEST WITH TORCH: make bench-setup installs it")
 
 
 @pytest.fixture
@@ -168,9 +164,20 @@ def test_without_numpy_the_error_says_what_can_be_done(monkeypatch: pytest.Monke
         Arrays()
 
 
+def test_the_types_that_torch_is_asked_for_are_all_but_those_below_a_byte():
+    assert TORCH_DTYPES.keys() == DTYPE_BITS.keys() - RAW
+
+
+@pytest.mark.parametrize("dtype", sorted(TORCH_DTYPES))
+def test_a_type_that_torch_is_asked_for_is_the_one_of_the_array(made: Made, dtype: str):
+    name = TORCH_DTYPES[dtype]  # torch, numpy and ml_dtypes call them the same
+    assert np.dtype(getattr(ml_dtypes, name, name)) == Arrays().view(*made(dtype, [4])).dtype
+
+
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
-def test_a_torch_tensor_shares_the_private_mapping(made: Made, dtype: str, tmp_path: Path):
-    torch()
+def test_a_torch_tensor_shares_the_private_mapping(
+    torch: Any, made: Made, dtype: str, tmp_path: Path
+):
     file, tensor = made(dtype, [2, 4])
     descriptor = os.open(tmp_path / "file", os.O_RDONLY)
     mapping = private_mapping(descriptor, file, Lease(lambda: None))
@@ -178,19 +185,19 @@ def test_a_torch_tensor_shares_the_private_mapping(made: Made, dtype: str, tmp_p
     start = np.frombuffer(mapping, np.uint8).ctypes.data
     assert found.data_ptr() == start + tensor.start
     assert found.nbytes == tensor.stop - tensor.start
-    is_known = found.dtype != torch().uint8 or dtype == "U8"
+    is_known = found.dtype != torch.uint8 or dtype == "U8"
     assert tuple(found.shape) == ((2, 4) if is_known else (found.nbytes,))
 
 
+@pytest.mark.usefixtures("torch")
 def test_torch_gets_a_copy_of_what_is_not_aligned(made: Made, tmp_path: Path):
-    torch()
     file, tensor = made("F32", [3], odd=3)
     descriptor = os.open(tmp_path / "file", os.O_RDONLY)
     mapping = private_mapping(descriptor, file, Lease(lambda: None))
     assert torch_tensor(mapping, tensor).numpy().tobytes() == DATA[:12]
 
 
+@pytest.mark.usefixtures("torch")
 def test_torch_gets_empty_tensors_with_their_shape(made: Made):
-    torch()
     _, tensor = made("BF16", [3, 0])
     assert tuple(torch_tensor(None, tensor).shape) == (3, 0)

@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from cached.core.errors import (
     InvalidConfig,
     LoadFailed,
     ObjectMissing,
+    StoreUnavailable,
     TimedOut,
 )
 from cached.core.header import write
@@ -86,11 +89,20 @@ def left_over() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("cached-fallback-*")}
 
 
+def wait_for_threads() -> None:
+    """Wait for those that are left behind when time is up, and for the one that rests a while."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(("cached-fallback", "mover")):
+            thread.join(WAIT_S)
+
+
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Check that directory and descriptors are gone at the end."""
+    wait_for_threads()
     before = left_over(), len(open_descriptors())
     yield
+    wait_for_threads()
     gc.collect()  # what an exception's traceback held
     assert (left_over(), len(open_descriptors())) == before
 
@@ -175,6 +187,120 @@ def test_a_fault_that_passes_is_tried_again(s3: Callable[..., StoreServer], faul
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_a_listing_that_fails_for_a_moment_is_tried_again(s3: Callable[..., StoreServer]):
+    faults = {("LIST", 0): Status(503), ("LIST", 1): Reset(), ("LIST", 3): Status(503)}
+    server = s3(faults=faults)
+    with opened() as model:
+        assert server.count("LIST") == 3
+        assert not model.is_stale
+        assert server.count("LIST") == 5
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_listing_that_keeps_failing_is_the_stores_error(
+    s3: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CACHED_MAX_ATTEMPTS", "2")
+    server = s3(faults={("LIST", number): Status(503) for number in range(9)})
+    with pytest.raises(StoreUnavailable, match="503"):
+        opened()
+    assert server.count("LIST") == 2
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_store_that_says_nothing_does_not_outlast_the_time_out(s3: Callable[..., StoreServer]):
+    began_s = time.monotonic()
+    s3(faults={("LIST", 0): Stall(math.inf, -1)})
+    with pytest.raises(TimedOut, match=r"waited 0\.6 s for s3://models/llm/ in vain"):
+        opened(timeout_s=0.6)
+    assert 0.6 <= time.monotonic() - began_s < 1.0  # with the wait for a daemon
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_store_that_is_busy_does_not_outlast_the_time_out(s3: Callable[..., StoreServer]):
+    busy = Status(503, {"retry-after": "30"})
+    s3(faults={("LIST", number): busy for number in range(9)})
+    with pytest.raises(TimedOut, match="in vain") as caught:
+        opened(timeout_s=0.1)
+    assert isinstance(caught.value.__cause__, StoreUnavailable)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_whether_a_model_is_stale_is_told_in_time(
+    s3: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
+):
+    s3(faults={("LIST", 1): Stall(math.inf, -1)})
+    monkeypatch.setenv("CACHED_SOCKET", "/dev/null/none")  # no daemon will ever listen there
+    with opened(timeout_s=0.5) as model:
+        began_s = time.monotonic()
+        with pytest.raises(TimedOut, match=r"waited 0\.5 s for s3://models/llm/ in vain"):
+            assert model.is_stale
+        assert time.monotonic() - began_s < 1.5
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_name_server_that_hangs_does_not_outlast_the_time_out(
+    s3: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
+):
+    s3()
+    hangs, ends = threading.Event(), threading.Event()
+
+    def connect(*arguments: object, **members: object) -> None:
+        hangs.set()
+        ends.wait(WAIT_S)
+        raise TimeoutError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    with pytest.raises(TimedOut, match=r"waited 0\.1 s for"):
+        opened(timeout_s=0.1)
+    assert hangs.is_set()
+    ends.set()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_endpoint_is_ignored_where_the_sdks_are_told_so(
+    s3: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
+):
+    server = s3()
+    monkeypatch.delenv("CACHED_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url)
+    opened().close()
+    assert server.count("LIST") == 1
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    asked: list[str] = []
+
+    def connect(address: tuple[str, int], timeout: float) -> None:
+        asked.append(address[0])
+        raise TimeoutError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    monkeypatch.setenv("CACHED_MAX_ATTEMPTS", "1")
+    with pytest.raises(StoreUnavailable):
+        opened()
+    assert asked == ["models.s3.us-east-1.amazonaws.com"]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_an_empty_variable_leaves_the_word_to_the_file(
+    s3: Callable[..., StoreServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    server = s3()
+    path = tmp_path / "cached.toml"
+    path.write_text("anonymous = true")
+    monkeypatch.setenv("CACHED_CONFIG", str(path))
+    monkeypatch.setenv("CACHED_ANONYMOUS", "")
+    opened().close()
+    assert all("authorization" not in asked.headers for asked in server.seen)
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_setting_of_the_store_that_breaks_its_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CACHED_ANONYMOUS", "maybe")
+    with pytest.raises(InvalidConfig, match=r"anonymous must be true or false, was 'maybe'"):
+        cached.open("m", fallback="s3")
+
+
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("settings", "arguments", "error", "text"),
     [
@@ -183,7 +309,7 @@ def test_a_fault_that_passes_is_tried_again(s3: Callable[..., StoreServer], faul
             {"faults": {0: Stall(math.inf, 10)}},
             {"timeout_s": 0.2},
             TimedOut,
-            "waited 0.2 s for s3:",
+            r"waited 0\.2 s for s3:",
         ),
     ],
     ids=["refused", "stalled"],
@@ -204,20 +330,32 @@ def test_a_file_that_is_not_safetensors_is_named(s3: Callable[..., StoreServer])
         opened()
 
 
-@pytest.mark.usefixtures("nothing_left", "s3")
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("uri", "error", "text"),
     [
-        ("http://x/y", InvalidConfig, "must begin with s3:// or file://"),
         ("file:///no/such/model", ObjectMissing, "no/such/model"),
+        ("s3://models/none/", ObjectMissing, "no objects are under s3://models/none/"),
     ],
 )
 def test_a_wrong_uri_is_a_typed_error(
-    uri: str, error: Any, text: str, monkeypatch: pytest.MonkeyPatch
+    s3: Callable[..., StoreServer],
+    uri: str,
+    error: Any,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    s3()
     monkeypatch.setenv("CACHED_MODELS", f"m={uri}")
     with pytest.raises(error, match=text):
         opened()
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_no_uri_is_refused_with_the_rule_of_the_daemon(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CACHED_MODELS", "m=http://x/y")
+    with pytest.raises(InvalidConfig, match=r"models.m.uri must be s3://.*was 'http://x/y'"):
+        cached.open("m", fallback="s3")
 
 
 @pytest.mark.usefixtures("s3")
@@ -260,8 +398,7 @@ def test_a_process_that_ends_leaves_nothing_and_its_children_take_nothing():
     assert not os.path.exists(ended.stdout.strip())
 
 
-@pytest.mark.usefixtures("alone", "nothing_left")
+@pytest.mark.usefixtures("alone", "nothing_left", "torch")
 def test_torch_tensors_come_the_same_way():
-    pytest.importorskip("torch", reason="NO TEST WITH TORCH: make bench-setup installs it")
     with opened() as model:
         assert bytes(model.torch()["t"].numpy()) == b"12345"

@@ -63,6 +63,30 @@ def test_a_lease_lasts_as_long_as_its_last_owner():
     assert sorted(ends) == [1, 2]
 
 
+def test_a_call_of_the_parent_does_not_hold_the_lease_of_a_child():
+    ends: list[None] = []
+    lease = Lease(lambda: ends.append(None))
+    owner = Owner()
+    lease.hold_for(owner)
+    call = lease.hold()  # of a thread that the child does not have
+    lease.release(None)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            lease.release(lease.hold())
+            is_kept = ends == []
+            del owner
+            status = 0 if is_kept and ends == [None] else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    del owner
+    assert ends == []
+    lease.release(call)
+    assert ends == [None]
+
+
 def test_a_lease_that_has_ended_cannot_be_held():
     lease = Lease(lambda: None)
     lease.release(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from cached.core.errors import (
     AccessDenied,
     DaemonUnavailable,
     LoadFailed,
+    MissingPackage,
     ModelClosed,
+    Stale,
     TensorUnknown,
     TimedOut,
 )
@@ -356,6 +359,33 @@ def test_a_child_of_fork_asks_for_itself_and_shares_the_lease(serve: Serve, call
         os.close(end)
 
 
+def test_a_child_of_fork_lets_go_of_what_threads_of_its_parent_wait_for(serve: Serve, call: Calls):
+    daemon = serve(held())
+    model = cached.open("m", timeout_s=WAIT_S)
+    waiting = call(model.wait, ["a"])
+    with pytest.raises(TimedOut):
+        model.wait(["b"], timeout_s=0.05)  # by now the other waits too
+    asked, told = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(asked[1])  # so that the end of this process is the child's, too
+            model.close()
+            os.write(told[1], b"c")
+            os.read(asked[0], 1)
+        finally:
+            os._exit(0)
+    assert os.read(told[0], 1) == b"c"
+    daemon.store.release(*HELD)
+    waiting.result(WAIT_S)
+    model.close()
+    daemon.wait_for_leases(0)  # while the child lives
+    os.write(asked[1], b"!")
+    assert os.waitpid(child, 0)[1] == 0
+    for end in (*asked, *told):
+        os.close(end)
+
+
 def test_opening_using_and_closing_leaves_no_descriptor(serve: Serve):
     serve(GatedStore(FILES))
     cached.open("m", until="ready").close()
@@ -368,8 +398,20 @@ def test_opening_using_and_closing_leaves_no_descriptor(serve: Serve):
     assert after == before
 
 
-def test_torch_tensors_share_memory_and_keep_writes_to_themselves(serve: Serve):
-    torch = pytest.importorskip("torch", reason="NO TEST WITH TORCH: make bench-setup installs it")
+def test_without_torch_that_is_said_before_anything_is_waited_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    serve(held())
+    said = r"torch is not installed.*read numpy views"
+    with (
+        cached.open("m", timeout_s=WAIT_S) as model,
+        pytest.raises(MissingPackage, match=said),
+    ):
+        model.torch()
+
+
+def test_torch_tensors_share_memory_and_keep_writes_to_themselves(torch: Any, serve: Serve):
     daemon = serve(GatedStore(FILES))
     with cached.open("m") as model:
         state = model.torch()
@@ -389,8 +431,22 @@ def test_torch_tensors_share_memory_and_keep_writes_to_themselves(serve: Serve):
     daemon.wait_for_leases(0)
 
 
-def test_a_model_says_when_it_is_stale(serve: Serve):
-    daemon = serve(GatedStore(FILES))
-    with cached.open("m", until="ready") as model:
-        assert not model.is_stale
-        assert daemon.leases == 1
+def is_stale(model: cached.Model) -> bool:
+    return model.is_stale  # a function, as mypy takes it that a property stays what it was
+
+
+def test_a_model_says_when_it_is_stale(serve: Serve, call: Calls):
+    daemon = serve(held())
+    with cached.open("m", timeout_s=WAIT_S) as old:
+        assert not is_stale(old)
+        daemon.store.objects["a.safetensors"] = padded("a", C)
+        waiting = call(lambda: old["a"])
+        daemon.store.release(*HELD)
+        with pytest.raises(Stale, match="safetensors was replaced"):
+            waiting.result(WAIT_S)
+        assert is_stale(old)
+        with cached.open("m", timeout_s=WAIT_S) as new:
+            assert new.version != old.version
+            assert bytes(new["a"]) == C
+            assert not is_stale(new)
+            assert is_stale(old)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cached.client import settings
+from cached.core.config import Level, resolve
 from cached.core.errors import InvalidConfig
+from cached.core.options import OPTIONS
 
 UID = 1234
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -51,7 +56,9 @@ def test_the_first_that_is_set_is_the_address(
     assert settings.socket_address({"CACHED_SOCKET": "  "}, UID) == "/tmp/cached-1234/cached.sock"
 
 
-@pytest.mark.parametrize("given", ['""', "5", '"@"', f'"/{"x" * 107}"', f'"@{"x" * 107}"'])
+@pytest.mark.parametrize(
+    "given", ['""', '"  "', '"/a\\nb"', "5", '"@"', f'"/{"x" * 107}"', f'"@{"x" * 107}"']
+)
 def test_what_no_socket_can_have_is_refused_with_rule_value_and_source(tmp_path: Path, given: str):
     path = tmp_path / "cached.toml"
     path.write_text(f"socket = {given}")
@@ -75,62 +82,76 @@ def test_a_relative_address_begins_where_this_process_is_or_lives(
 
 def test_without_arguments_it_is_this_process(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CACHED_SOCKET", "/mine")
-    assert settings.socket_address() == "/mine"
+    assert settings.socket_address() == settings.daemon_address() == "/mine"
 
 
-@pytest.mark.parametrize("content", [None, "socket = ", b"\xff"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | bytes | None):
-    path = tmp_path / "bad.toml"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InvalidConfig, match=r"cannot read .*bad.toml: .*; CACHED_CONFIG must"):
-        settings.socket_address({"CACHED_CONFIG": str(path)}, UID)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path):
+    (tmp_path / "bad").write_text("\nmemory_budget 1")
+    with pytest.raises(InvalidConfig, match=r"cannot read /nowhere/c\.toml: No such file"):
+        settings.from_file("/nowhere/c.toml", "--config")
+    with pytest.raises(InvalidConfig, match=r"Is a directory \(from CACHED_CONFIG\)"):
+        settings.from_file(str(tmp_path), "CACHED_CONFIG")
+    with pytest.raises(InvalidConfig, match=r"is not TOML: .*line 2.*\(from --config\)"):
+        settings.from_file(str(tmp_path / "bad"), "--config")
+    (tmp_path / "latin").write_bytes(b'region = "\xe4"')
+    with pytest.raises(InvalidConfig, match="is not TOML"):
+        settings.from_file(str(tmp_path / "latin"), "--config")
 
 
-def test_the_environment_says_where_a_model_is_before_the_file_does(file: Path):
-    environ = {
-        "CACHED_CONFIG": str(file),
-        "CACHED_MODELS": "clip=s3://env/clip.safetensors\n llm=s3://env/a=b/  broken empty=",
-    }
-    assert settings.model_uri("llm", environ) == "s3://env/a=b/"
-    assert settings.model_uri("clip", environ) == "s3://env/clip.safetensors"
-    assert settings.model_uri("other", environ) == "s3://file/other/"
-    for name in ("broken", "empty", "nope"):
-        assert settings.model_uri(name, environ) is None
-    assert settings.model_uri("llm", {}) is None
+def test_the_file_that_the_environment_names_is_read_if_nothing_above_it_says_where(
+    tmp_path: Path, file: Path
+):
+    environ = {"CACHED_CONFIG": str(tmp_path / "none")}
+    with pytest.raises(InvalidConfig, match=r"cannot read .*none: .* \(from CACHED_CONFIG\)"):
+        settings.daemon_address(environ=environ)
+    assert settings.daemon_address("/given", environ=environ) == "/given"
+    assert settings.daemon_address(environ=environ | {"CACHED_SOCKET": "/set"}) == "/set"
+    assert settings.daemon_address(environ={"CACHED_CONFIG": str(file)}) == "/from/file.sock"
 
 
-def test_settings_of_the_store_come_from_ours_then_from_the_sdks_then_from_the_file(file: Path):
-    assert settings.store_settings({}) == {}
-    environ = {
-        "CACHED_CONFIG": str(file),
-        "AWS_CA_BUNDLE": "/ca.pem",
-        "AWS_ENDPOINT_URL": "http://a",
-    }
-    assert settings.store_settings(environ) == {
-        "endpoint_url": "http://a",
-        "region": "file",
-        "ca_bundle": "/ca.pem",
-        "addressing_style": "path",
-        "anonymous": "true",
-    }
-    environ |= {
-        "AWS_ENDPOINT_URL_S3": "http://s3",
-        "AWS_DEFAULT_REGION": "default",
-        "CACHED_ANONYMOUS": "no",
-        "CACHED_ALLOW_INSECURE_ENDPOINT": "Yes",
-        "CACHED_CA_BUNDLE": "/ours.pem",
-    }
-    assert settings.store_settings(environ) == {
-        "endpoint_url": "http://s3",
-        "region": "default",
-        "ca_bundle": "/ours.pem",
-        "addressing_style": "path",
-        "allow_insecure_endpoint": "true",
-    }
-    environ |= {"CACHED_ENDPOINT_URL": "http://ours", "AWS_REGION": "region"}
-    found = settings.store_settings(environ)
-    assert (found["endpoint_url"], found["region"]) == ("http://ours", "region")
+@pytest.mark.parametrize("given", [None, "/given"])
+def test_a_variable_that_nobody_reads_is_an_error_for_a_worker_too(given: str | None):
+    with pytest.raises(InvalidConfig) as caught:
+        settings.daemon_address(given, environ={"CACHED_SOKET": "/x", "PATH": "/bin"})
+    assert str(caught.value) == (
+        "unknown variable CACHED_SOKET (from the environment); did you mean CACHED_SOCKET?"
+    )
+
+
+def test_a_key_that_nobody_reads_is_an_error_for_a_worker_too(tmp_path: Path):
+    path = tmp_path / "cached.toml"
+    path.write_text('sokcet = "/x"')
+    with pytest.raises(InvalidConfig) as caught:
+        settings.daemon_address(environ={"CACHED_CONFIG": str(path)})
+    assert str(caught.value) == f"unknown key sokcet (from {path}); did you mean socket?"
+
+
+def test_what_the_daemon_or_kubernetes_is_told_does_not_bother_a_worker():
+    environ = {option.env: "x" for option in OPTIONS if option.key != "socket"}
+    environ |= {"CACHED_MODELS": "", "CACHED_CONFIG": "", "CACHED_PORT_9400_TCP": "tcp://1:9400"}
+    assert settings.daemon_address("/given", environ=environ) == "/given"
+
+
+def test_a_worker_with_the_usual_variables_does_not_import_the_table_of_options():
+    code = (
+        "import sys; from cached.client import settings; settings.daemon_address()\n"
+        "assert not {'cached.core.options', 'tomllib', 'difflib'} & set(sys.modules)\n"
+        "settings.daemon_address(environ={'CACHED_REGION': 'r', 'CACHED_SOCKET': '/s'})\n"
+        "assert 'cached.core.options' in sys.modules and 'difflib' not in sys.modules\n"
+    )
+    environ = {"CACHED_SOCKET": "/s", "CACHED_MODELS": "m=s3://b/", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environ, check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_environment_and_file_are_the_levels_of_the_daemon(file: Path):
+    environ = {"CACHED_CONFIG": str(file), "CACHED_ANONYMOUS": "", "CACHED_REGION": "env"}
+    config = resolve(settings.levels(environ))
+    assert (config.region, config.anonymous, config.addressing_style) == ("env", True, "path")
+    assert [model.name for model in config.models] == ["llm", "other"]
+    assert settings.levels({}) == [Level({}, {})]
 
 
 def test_only_a_socket_in_the_shared_directory_is_checked(tmp_path: Path):

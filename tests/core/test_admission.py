@@ -8,33 +8,113 @@ from hypothesis import strategies as st
 from cached.core import admission
 from cached.core.errors import OverBudget
 from cached.core.ledger import Ledger
-from cached.core.loads import Model
-from cached.core.objects import ModelRef, VersionRef
+from cached.core.loads import Load, Shelf
+from cached.core.objects import FileRef, ModelRef, PeerId, VersionRef
+from cached.core.parts import Planner
+from tests.fakes.world import manifest, stored
 
 SIZES = st.integers(0, 1000)
+GIB = 1 << 30
+REF = ModelRef("m", "s3://b/")
+LISTING = manifest(stored("a.safetensors", 1))
+OLD = VersionRef("m", "old")
 
 
-@given(budget=SIZES, reserved=SIZES, available=SIZES, headroom=SIZES)
-def test_usable_is_within_the_budget_and_within_the_machine(budget, reserved, available, headroom):
+def retired(shelf: Shelf, size_bytes: int) -> Load:
+    """A load that was taken out of use and still has its memory."""
+    load = Load(OLD, LISTING, Planner(LISTING), 0.0)
+    shelf.ledger.reserve(OLD, size_bytes)
+    shelf.retired[OLD] = load
+    return load
+
+
+@given(budget=SIZES, size=SIZES, committed=SIZES, available=SIZES, headroom=SIZES)
+def test_usable_is_within_the_budget_and_within_the_machine(
+    budget, size, committed, available, headroom
+):
     ledger = Ledger(budget)
-    reserved = min(reserved, budget)
-    ledger.reserve(VersionRef("other", "1"), reserved)
+    size = min(size, budget)
+    committed = min(committed, size)
+    other = VersionRef("other", "1")
+    ledger.reserve(other, size)
+    ledger.commit(FileRef(other, 0), 0, committed)
 
-    usable = admission.usable_bytes(available, ledger, headroom)
+    usable = admission.usable_bytes(available + committed, ledger, headroom)
 
-    assert usable == max(0, min(budget - reserved, available - headroom - reserved))
+    reserved = size - committed  # the machine still counts it as available
+    assert usable == min(budget - size, available - headroom - reserved)
 
 
-@given(needed=SIZES, budget=SIZES, available=SIZES)
-def test_with_nobody_to_evict_it_fits_or_is_refused_with_its_name(needed, budget, available):
-    model = Model(ModelRef("m", "s3://b/"))
-    model.available_bytes = available
+def test_memory_that_was_promised_but_never_used_does_not_count_twice_when_it_is_released():
+    ledger = Ledger(1000)
+    other = VersionRef("other", "1")
+    ledger.reserve(other, 300)
+    ledger.commit(FileRef(other, 0), 0, 100)
+    capacity_bytes = 400 + ledger.committed_bytes
+
+    ledger.release(other)
+
+    assert admission.usable_bytes(capacity_bytes, ledger, 0) == 500
+
+
+@given(needed=SIZES, budget=SIZES, capacity=SIZES)
+def test_with_nobody_to_evict_it_fits_or_is_refused_with_its_name(needed, budget, capacity):
+    shelf = Shelf((REF,), Ledger(budget))
+    model = shelf.models["m"]
+    model.capacity_bytes = capacity
     model.is_asked = True
 
-    verdict = admission.decide(model, needed, [model], Ledger(budget), headroom_bytes=0, now_s=0.0)
+    verdict = admission.decide(model, needed, shelf, headroom_bytes=0, now_s=0.0)
 
-    if needed <= min(budget, available):
+    if needed <= min(budget, capacity):
         assert verdict == ()
     else:
         assert isinstance(verdict, OverBudget)
         assert verdict.message.startswith("m needs")
+
+
+@given(needed=SIZES, budget=SIZES, going=SIZES, is_leaving=st.booleans())
+def test_what_is_being_freed_counts_as_room(needed, budget, going, is_leaving):
+    shelf = Shelf((REF,), Ledger(budget))
+    going = min(going, budget)
+    load = retired(shelf, going)
+    if is_leaving:
+        shelf.free(load)
+    model = shelf.models["m"]
+    model.capacity_bytes = budget
+
+    verdict = admission.decide(model, needed, shelf, headroom_bytes=0, now_s=0.0)
+
+    fits = needed <= (budget if is_leaving else budget - going)
+    assert (verdict == ()) == fits
+
+
+def test_what_somebody_holds_is_not_about_to_be_free_and_named_as_leased():
+    shelf = Shelf((REF,), Ledger(10))
+    load = retired(shelf, 8)
+    shelf.free(load)
+    load.holders.add(PeerId(1))
+    model = shelf.models["m"]
+    model.capacity_bytes = 10
+
+    verdict = admission.decide(model, 8, shelf, headroom_bytes=0, now_s=0.0)
+
+    assert isinstance(verdict, OverBudget)
+    assert "8 B of it leased" in verdict.message
+
+
+def test_a_refusal_has_the_numbers():
+    error = admission.over_budget("llm", 3 * GIB + GIB // 10, 2 * GIB, 6 * GIB, 8 * GIB)
+
+    assert error.message == "llm needs 3.1 GiB, 2 GiB free (budget 8 GiB, 6 GiB of it leased)"
+    assert "evict" in error.hint
+
+
+def test_a_refusal_of_what_can_never_fit_says_how_much_it_takes():
+    error = admission.over_budget("llm", 3 * GIB, GIB, 0, 2 * GIB)
+
+    assert str(error).endswith("give the daemon a memory budget of at least 3 GiB")
+
+
+def test_less_than_nothing_free_is_shown_as_nothing():
+    assert "0 B free" in admission.over_budget("llm", GIB, -GIB, GIB, GIB).message

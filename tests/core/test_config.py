@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.core.config import Config, Given, Level, resolve, unknown_key
+from cached.core.config import (
+    Config,
+    Given,
+    Level,
+    from_document,
+    from_environment,
+    resolve,
+    unknown_key,
+)
 from cached.core.errors import InvalidConfig
 from cached.core.objects import ModelRef
 from cached.core.options import OPTIONS
@@ -22,6 +30,7 @@ MACHINE = {
     "segment_root": Given("/dev/shm/cached-7", "the default"),
     "socket": Given("/tmp/cached-7/cached.sock", "the default"),
 }
+LLM = "llm=s3://models/llama/"
 MODELS = {"llm": {"uri": Given("s3://models/llama/", "--model")}}
 
 written = st.fixed_dictionaries(
@@ -199,3 +208,63 @@ def test_an_unknown_key_is_answered_with_the_nearest():
         "unknown key memory_bugdet (from /etc/cached.toml); did you mean memory_budget?"
     )
     assert "known are" in unknown_key("key", "zzz", FIELDS, "a test").hint
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest():
+    with pytest.raises(InvalidConfig) as caught:
+        from_environment({"CACHED_MEMORY_BUGDET": "8GiB", "PATH": "/bin"})
+    assert str(caught.value) == (
+        "unknown variable CACHED_MEMORY_BUGDET (from the environment); "
+        "did you mean CACHED_MEMORY_BUDGET?"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CACHED_PORT",
+        "CACHED_SERVICE_HOST",
+        "CACHED_SERVICE_PORT",
+        "CACHED_SERVICE_PORT_METRICS",
+        "CACHED_PORT_9400_TCP",
+        "CACHED_PORT_9400_TCP_ADDR",
+        "CACHED_METRICS_SERVICE_HOST",
+        "CACHED_METRICS_PORT_9400_UDP_PROTO",
+    ],
+)
+def test_what_kubernetes_makes_of_a_service_is_let_be(name: str):
+    assert from_environment({name: "tcp://10.0.0.1:9400"}).options == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"memory-budget": "1GiB"}, "unknown key memory-budget (from c.toml)"),
+        ({"model": {}}, "unknown key model (from c.toml)"),
+        ({"models": LLM}, f"models must be tables such as [models.llm], was '{LLM}' (from c.toml)"),
+        ({"models": {"llm": "s3://"}}, "models.llm must be a table, was 's3://' (from c.toml)"),
+        ({"models": {"llm": {"url": "s3://"}}}, "unknown key models.llm.url (from c.toml)"),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused(document: dict[str, object], message: str):
+    with pytest.raises(InvalidConfig) as caught:
+        from_document(document, "c.toml")
+    assert caught.value.message == message
+    assert caught.value.hint
+
+
+keys = st.sampled_from([*FIELDS, "models", "model"]) | st.text(max_size=3)
+values = st.recursive(
+    st.booleans() | st.integers() | st.text(max_size=5),
+    lambda deeper: st.lists(deeper, max_size=2) | st.dictionaries(keys, deeper, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(keys, values, max_size=4))
+def test_any_document_is_read_or_refused(document: dict[str, object]):
+    try:
+        level = from_document(document, "c.toml")
+    except InvalidConfig:
+        return
+    assert level.options.keys() | {"models"} >= document.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cached.core import effects
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
@@ -28,11 +28,17 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(
-            LISTINGS, budget_bytes=90 * BLOCK, slots=3, prefetch=["small"], pinned=["small"]
-        )
+        self.world = World(LISTINGS)
         self.peers: list[int] = []
         self.requests: list[tuple[int, int]] = []
+
+    @initialize(blocks=st.sampled_from([72, 76, 90]), data=st.data())
+    def begin(self, blocks: int, data: st.DataObject) -> None:
+        """Not even "big" beside "small" fits into 72 blocks, not "wide" with them into 76."""
+        prefetch = data.draw(st.sampled_from([["small"], ["small", "big"], list(LISTINGS)]))
+        self.world = World(
+            LISTINGS, budget_bytes=blocks * BLOCK, slots=3, prefetch=prefetch, pinned=["small"]
+        )
 
     @rule()
     def connect(self) -> None:
@@ -94,10 +100,16 @@ class EngineMachine(RuleBasedStateMachine):
     def end_well(self, data: st.DataObject) -> None:
         self.world.end(data.draw(st.sampled_from(self.world.endable)))
 
-    @precondition(lambda self: any(_can_fail(job) for job in self.world.jobs))
+    @precondition(lambda self: self.world.jobs)
+    @rule()
+    def end_all_well(self) -> None:
+        """So that models become resident, and others have to go for them."""
+        self.world.run()
+
+    @precondition(lambda self: any(_can_fail(job) for job in self.world.endable))
     @rule(data=st.data(), error=st.sampled_from(ERRORS), blocks=st.integers(0, 8))
     def end_badly(self, data: st.DataObject, error: StoreError, blocks: int) -> None:
-        jobs = [job for job in self.world.jobs if _can_fail(job)]
+        jobs = [job for job in self.world.endable if _can_fail(job)]
         self.world.end(data.draw(st.sampled_from(jobs)), error=error, blocks=blocks)
 
     @rule(seconds=st.floats(0, 1000))
@@ -135,7 +147,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 def _can_fail(job: effects.Effect) -> bool:
-    return isinstance(job, effects.FetchPart | effects.Resolve)
+    return isinstance(job, effects.FetchPart | effects.Resolve | effects.Free)
 
 
 EngineMachine.TestCase.settings = settings(

@@ -82,7 +82,7 @@ def test_a_failed_load_is_freed_when_its_last_get_has_ended_and_not_before():
     world = World({"m": WIDE}, slots=3)
     mapped(world)
     first, second, third = fetches(world)
-    world.end(first, error=OutOfSpace("full"))  # type: ignore[arg-type]  # from the sink, not the store
+    world.end(first, error=OutOfSpace("full"))  # from the sink, not the store
 
     assert any(isinstance(effect, effects.CancelParts) for effect in world.log)
     world.end(second)

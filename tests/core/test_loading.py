@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from cached.core import effects
-from cached.core.errors import AccessDenied, ObjectChanged, StoreUnavailable
-from tests.fakes.world import BLOCK, World, manifest, stored
+from cached.core import effects, events
+from cached.core.errors import AccessDenied, LoadFailed, ObjectChanged, StoreUnavailable
+from tests.fakes.world import BLOCK, Sent, World, manifest, stored
 
 ONE = manifest(stored("a.safetensors", 8))
 TWO = manifest(stored("a.safetensors", 8, etag='"2"'))
 OTHER = manifest(stored("b.safetensors", 8, etag='"b"'), uri="s3://bucket/other/")
+THIRD = manifest(stored("c.safetensors", 8, etag='"c"'), uri="s3://bucket/third/")
 
 
 def resident(world: World, name: str) -> None:
@@ -16,6 +17,27 @@ def resident(world: World, name: str) -> None:
     world.run()
     world.leave(peer)
     assert world.status(name)["state"] == "resident"
+
+
+def evict(world: World, name: str) -> Sent | None:
+    return world.answer(world.ask(world.connect(), "evict", model=name))
+
+
+def listings(world: World) -> list[effects.Resolve]:
+    return [job for job in world.jobs if isinstance(job, effects.Resolve)]
+
+
+def evicted(world: World) -> list[str]:
+    return [effect.of.name for effect in world.log if isinstance(effect, effects.Evicted)]
+
+
+def failed_while_loading(world: World, error: LoadFailed | ObjectChanged) -> int:
+    """Return a peer with a lease of a version whose load then failed."""
+    peer, request = world.opened("m")
+    while world.answer(request) is None:
+        world.end(world.jobs[0])
+    world.end(world.job(effects.FetchPart), error=error)
+    return peer
 
 
 def test_a_listing_that_fails_is_tried_again_with_back_off():
@@ -168,3 +190,275 @@ def test_a_failed_prefetch_is_tried_again_by_itself():
     world.run()
 
     assert world.is_ready
+
+
+def test_memory_that_is_being_freed_is_waited_for():
+    world = World({"one": ONE, "other": OTHER}, budget_bytes=10 * BLOCK)
+    resident(world, "one")
+    evict(world, "one")
+    _, request = world.opened("other")
+
+    world.end(world.job(effects.Resolve))
+
+    assert world.answer(request) is None
+    assert world.status("other")["state"] == "admitting"
+    world.run()
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+
+
+def test_a_prefetch_waits_for_memory_that_is_being_freed():
+    world = World({"one": ONE, "other": OTHER}, budget_bytes=10 * BLOCK, prefetch=["other"])
+    listing = world.jobs.pop()  # takes its time
+    resident(world, "one")
+    evict(world, "one")
+    world.jobs.append(listing)
+
+    world.end(listing)
+    world.run()
+
+    assert world.status("other")["state"] == "resident"
+
+
+def test_who_waits_for_memory_that_turns_out_to_be_mapped_is_refused_then():
+    world = World({"one": ONE, "other": OTHER}, budget_bytes=10 * BLOCK)
+    resident(world, "one")
+    world.mapped.update(world.there)
+    evict(world, "one")
+    _, request = world.opened("other")
+    world.end(world.job(effects.Resolve))
+
+    world.end(world.job(effects.Free))
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "over_budget"
+
+
+def test_nobody_is_evicted_in_place_of_memory_that_is_being_freed():
+    world = World({"one": ONE, "other": OTHER, "third": THIRD}, budget_bytes=20 * BLOCK)
+    resident(world, "one")
+    resident(world, "other")
+    world.opened("third")
+    world.end(world.job(effects.Resolve))
+    before = evicted(world)
+
+    world.opened("third")
+
+    assert evicted(world) == before
+    assert len(before) == 1
+
+
+def test_the_next_open_gets_the_new_version_though_the_budget_has_no_room_for_both():
+    world = World({"m": ONE}, slots=1, budget_bytes=10 * BLOCK)
+    peer = failed_while_loading(world, ObjectChanged("replaced"))
+    world.listings["m"] = TWO
+    world.leave(peer)
+
+    _, again = world.opened("m", until="ready")
+    world.end(world.job(effects.Resolve))
+    world.run()
+
+    fresh = world.answer(again)
+    assert fresh is not None
+    assert fresh.body.get("version") == TWO.version
+
+
+def test_a_failed_version_is_freed_when_its_last_holder_leaves_and_not_asked_about_before():
+    world = World({"m": ONE}, slots=1)
+    peer = failed_while_loading(world, LoadFailed("refused"))
+    world.run()
+    wake_at_s = world.wake_at_s
+
+    world.leave(peer)
+    world.run()
+
+    assert wake_at_s is None
+    assert not world.there
+
+
+def test_a_free_that_failed_is_tried_again():
+    world = World({"m": ONE}, budget_bytes=10 * BLOCK)
+    resident(world, "m")
+    evict(world, "m")
+
+    world.end(world.job(effects.Free), error=LoadFailed("cannot remove: read-only"))
+    assert world.status("m")["state"] == "freeing"
+    world.sleep(1.1)
+    world.run()
+
+    assert world.status("m")["state"] == "absent"
+    resident(world, "m")
+
+
+def test_the_failure_of_a_version_that_is_already_going_changes_nothing():
+    world = World({"m": ONE})
+    world.opened("m")
+    world.end(world.job(effects.Resolve))
+    create = world.job(effects.CreateSegments)
+    assert isinstance(create, effects.CreateSegments)
+    evict(world, "m")
+    world.jobs.remove(create)
+
+    world.post(events.SegmentsFailed(create.of, LoadFailed("no room")))
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+
+
+def test_a_pinned_model_stays_and_the_newcomer_is_refused():
+    world = World({"one": ONE, "other": OTHER}, budget_bytes=10 * BLOCK, pinned=["one"])
+    resident(world, "one")
+
+    _, request = world.opened("other")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "over_budget"
+    assert world.status("one")["state"] == "resident"
+
+
+def test_a_store_cannot_put_a_model_off_for_more_than_a_minute():
+    world = World({"m": ONE})
+    _, request = world.opened("m")
+    error = StoreUnavailable("503", retry_after_s=999_999_999.0)
+
+    world.end(world.job(effects.Resolve), error=error)
+    world.sleep(60.1)
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+
+
+def test_an_open_waits_as_long_as_the_store_asked_and_the_operator_does_not():
+    world = World({"m": ONE})
+    world.opened("m")
+    world.end(world.job(effects.Resolve), error=StoreUnavailable("503", retry_after_s=30.0))
+
+    world.opened("m")
+    before = len(listings(world))
+    world.ask(world.connect(), "prefetch", model="m")
+    world.ask(world.connect(), "prefetch", model="m")
+
+    assert (before, len(listings(world))) == (0, 1)
+    world.run()
+    assert world.status("m")["state"] == "resident"
+    world.sleep(31)
+    assert not world.jobs
+
+
+def test_evict_ends_the_wait_for_a_store():
+    world = World({"m": ONE}, prefetch=["m"])
+    world.end(world.job(effects.Resolve), error=StoreUnavailable("503", retry_after_s=30.0))
+
+    answer = evict(world, "m")
+
+    assert answer is not None
+    assert answer.body == {"freed_bytes": 0}
+    assert world.status("m")["state"] == "absent"
+    world.sleep(1000)
+    assert not world.jobs
+    resident(world, "m")
+
+
+def test_evict_ends_the_retries_of_a_prefetch_that_failed():
+    world = World({"m": ONE}, prefetch=["m"], budget_bytes=4 * BLOCK)
+    world.run()
+    assert world.status("m")["state"] == "failed"
+
+    evict(world, "m")
+    world.sleep(1000)
+
+    assert not world.jobs
+    assert world.status("m")["state"] == "absent"
+
+
+def test_evict_ends_the_wait_for_room():
+    world = World({"one": ONE, "other": OTHER}, budget_bytes=10 * BLOCK)
+    resident(world, "one")
+    evict(world, "one")
+    world.ask(world.connect(), "prefetch", model="other")
+    world.end(world.job(effects.Resolve))
+
+    evict(world, "other")
+    world.run()
+
+    assert world.status("other")["state"] == "absent"
+
+
+def test_a_listing_from_before_an_evict_counts_no_more():
+    world = World({"m": ONE})
+    _, request = world.opened("m", until="ready")
+    old = world.job(effects.Resolve)
+    evict(world, "m")  # the opener wants it still: it is listed anew
+    world.end(old)
+    assert world.status("m")["state"] == "resolving"
+
+    world.listings["m"] = TWO
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.body["version"] == TWO.version
+
+
+def test_prefetches_get_in_in_the_order_of_the_configuration():
+    world = World({"one": ONE, "other": OTHER}, budget_bytes=10 * BLOCK, prefetch=["one", "other"])
+    first, second = listings(world)
+
+    world.end(second)
+    assert world.status("other")["state"] == "admitting"
+    world.end(first)
+    world.run()
+
+    assert world.status("one")["state"] == "resident"
+    assert world.status("other")["state"] == "failed"
+
+
+def test_a_prefetch_whose_listing_fails_holds_the_next_up_no_longer():
+    world = World({"one": ONE, "other": OTHER}, prefetch=["one", "other"])
+    first, second = listings(world)
+    world.end(second)
+
+    world.end(first, error=StoreUnavailable("503"))
+    world.run()
+
+    assert world.status("other")["state"] == "resident"
+
+
+def test_what_a_worker_asks_for_does_not_wait_for_a_prefetch():
+    world = World({"one": ONE, "other": OTHER}, prefetch=["one", "other"])
+    _, request = world.opened("other")
+    _, second = listings(world)
+
+    world.end(second)
+    while world.answer(request) is None:
+        world.end(world.jobs[1])
+
+    assert world.status("one")["state"] == "resolving"
+
+
+def test_an_evict_lets_the_next_prefetch_have_its_turn():
+    world = World({"one": ONE, "other": OTHER}, prefetch=["one", "other"])
+    first, second = listings(world)
+    world.end(second)
+
+    evict(world, "one")
+    world.end(world.job(effects.CreateSegments))
+    world.end(first)
+
+    assert world.status("one")["state"] == "absent"
+    assert world.status("other")["state"] == "loading"
+
+
+def test_what_models_have_on_pages_is_not_taken_from_the_machine_twice():
+    world = World({"one": ONE, "other": OTHER}, available_bytes=10 * BLOCK)
+    resident(world, "one")
+
+    resident(world, "other")
+
+    assert world.status("one")["state"] == "resident"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cached.core import effects, events
 from cached.core.errors import BadReply, StoreUnavailable
-from cached.core.objects import PeerId
+from cached.core.loads import Load
+from cached.core.objects import PeerId, Range, VersionRef
 from tests.fakes.world import BLOCK, OWNER, World, manifest, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ONE = manifest(stored("a.safetensors", 40), stored("b.txt", 1))
 A, B = 0, 1
@@ -139,6 +145,43 @@ def test_tensors_named_in_open_go_first_and_ready_means_those():
     version = next(iter(world.there))
     assert (A, 33) in world.there[version]
     assert len(world.there[version]) < 20
+
+
+def test_open_knows_a_tensor_of_several_files_by_file_and_name():
+    world = World(
+        {"m": manifest(stored("a.safetensors", 40), stored("b.safetensors", 40))}, slots=1
+    )
+    _, request = world.opened("m", tensors=["b.safetensors::b.safetensors:33"], until="ready")
+
+    while world.answer(request) is None:
+        world.end(world.jobs[0])
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+    assert (B, 33) in next(iter(world.there.values()))
+
+
+def test_the_tensors_of_an_open_are_looked_up_once_for_each_load(monkeypatch):
+    asked: list[VersionRef] = []
+    look_up = Load.tensor_ranges
+
+    def counted(load: Load, names: Iterable[str]) -> list[tuple[int, Range]]:
+        asked.append(load.of)
+        return look_up(load, names)
+
+    monkeypatch.setattr(Load, "tensor_ranges", counted)
+    world = World({"m": ONE}, slots=1)
+    _, request = world.opened("m", tensors=["a.safetensors:33"], until="ready")
+    while not asked:
+        world.end(world.jobs[0])
+    world.ask(world.connect(), "evict", model="m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+    assert len(asked) == len(set(asked)) == 2
 
 
 def test_a_tensor_that_the_model_has_not_is_named():

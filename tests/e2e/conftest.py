@@ -42,6 +42,7 @@ if TYPE_CHECKING:
             more: Mapping[str, str] | None = None,
             prefetch: bool = False,
             at: Path | None = None,
+            root: Path | None = None,
             command: tuple[str, ...] = ...,
         ) -> Served: ...
 

@@ -74,10 +74,11 @@ class Served:
         more: Mapping[str, str] | None = None,
         prefetch: bool = False,
         at: Path | None = None,
+        root: Path | None = None,
         command: tuple[str, ...] = (str(COMMAND),),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="cached-e2e-"))
-        self.root = Path(
+        self.root = root or Path(
             tempfile.mkdtemp(prefix="cached-e2e-", dir=TMPFS if TMPFS.is_dir() else None)
         )
         self.socket = self.directory / "cached.sock" if at is None else at

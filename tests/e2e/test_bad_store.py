@@ -16,7 +16,7 @@ import cached
 from tests.e2e.conftest import aws
 from tests.e2e.served import MIB, run
 from tests.e2e.test_bad_input import assert_serves, assert_told, refusal
-from tests.fakes.s3_objects import Account, Generated, Stored
+from tests.fakes.s3_objects import Account, Generated, Stored, stored
 from tests.fakes.store_faults import (
     Changed,
     Duplicate,
@@ -147,13 +147,16 @@ def test_an_object_that_is_replaced_in_mid_load_is_loaded_anew_and_never_mixed(
 ):
     server = store({KEY: CONTENT, "llm/a.txt": b"a"}, faults={3: Changed()})
     served = start(daemon, server, tiny)
-    assert eventually_read(30) == CONTENT.content(0, CONTENT.size_bytes)
+    read = eventually_read(30)
+    new = server.objects[KEY]
+    assert new.content != CONTENT.content(0, CONTENT.size_bytes)
+    assert read == new.content
     etags = {
         asked.headers["if-match"]
         for asked in server.seen
         if asked.method == "GET" and asked.path.endswith("weights.bin")
     }
-    assert '"another"' in etags
+    assert etags == {stored(CONTENT).etag, new.etag}  # bytes of both were asked for
     assert_serves(served, tiny)
 
 

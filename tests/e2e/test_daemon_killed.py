@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import threading
 import time
 from functools import partial
@@ -91,7 +90,7 @@ def test_a_waiting_worker_hears_of_the_death_at_once(
         served = daemon({"llm": URI}, more=environment)
         with cached.open("llm", timeout_s=15) as model:
             waits_s += killed(served, [Waiting(partial(WAITS[kind], model))])
-    assert statistics.median(waits_s) <= MAX_WAIT_S
+    assert max(waits_s) <= MAX_WAIT_S
 
 
 @pytest.mark.slow
@@ -114,7 +113,7 @@ def test_many_waiting_workers_hear_of_the_death_at_once(
     waits_s = killed(served, [Waiting(partial(WAITS["tensor"], model)) for model in models])
     for model in models:
         model.close()
-    assert statistics.median(waits_s) <= MAX_WAIT_S
+    assert max(waits_s) <= MAX_WAIT_S
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from bench import gpt2
 from tests.e2e.conftest import aws
 from tests.e2e.served import MIB, environment
 from tests.e2e.sparse import name_of
+from tests.fakes.store_faults import Stall
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +49,18 @@ def test_a_signal_ends_an_idle_daemon_at_once(daemon: Daemons, tiny: Path, signu
     assert events[0] == "daemon started"
     assert events[-1] == "daemon stopped"
     assert "drain requested" in events
+
+
+def test_a_signal_ends_a_daemon_whose_listings_hang(daemon: Daemons, store: Stores):
+    server = store({}, faults={("LIST", number): Stall(math.inf, -1) for number in range(20)})
+    models = {f"llm{number}": "s3://models/llm/" for number in range(6)}
+    flags = ("--fetch-threads=2",)  # two listings hang, four are queued
+    served = daemon(models, *flags, more=aws(server), prefetch=True)
+    assert server.stalled.wait(10)
+    began_s = time.monotonic()
+    assert served.stop() == 0
+    assert time.monotonic() - began_s < 2
+    assert server.count("LIST") <= 2
 
 
 @pytest.mark.parametrize("attempt", range(3))

@@ -84,7 +84,9 @@ class GatedStore(MemoryStore):
             self._closed_gates -= set(paths)
             self._changed.notify_all()
 
-    def fetch(self, part: Part, sink: Sink) -> None:
+    def fetch(
+        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         def may_go() -> bool:
             return part.stored.path not in self._closed_gates or part.part_id in self._gone
 
@@ -95,7 +97,7 @@ class GatedStore(MemoryStore):
                     raise StoreUnavailable("cancelled")
                 if self.error is not None:
                     raise self.error
-        super().fetch(part, sink)
+        super().fetch(part, sink, is_cancelled)
 
     def cancel(self, part: Part) -> None:
         with self._changed:

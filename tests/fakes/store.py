@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from cached.core.errors import ObjectMissing, StoreError
+from cached.core.errors import ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from cached.core.manifest import manifest_of
 from cached.core.objects import Manifest, StoredObject
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cached.core.objects import ModelRef, Part
     from cached.ports import Sink
@@ -41,19 +41,26 @@ class MemoryStore:
         self.holding = threading.Event()
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._is_closed = False
 
     def resolve(self, ref: ModelRef) -> Manifest:
+        if self._is_closed:
+            raise StoreUnavailable("closed")
         if not self.objects:
             raise ObjectMissing(f"{ref.uri} holds no objects")
         return manifest_of(
             ref.uri,
             [
-                StoredObject(key=path, path=path, size_bytes=len(data), etag=f'"{hash(data)}"')
+                StoredObject(key=path, path=path, size_bytes=len(data), etag=_etag(data))
                 for path, data in self.objects.items()
             ],
         )
 
-    def fetch(self, part: Part, sink: Sink) -> None:
+    def fetch(
+        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        if self._is_closed or is_cancelled():
+            raise StoreUnavailable("cancelled")
         with self._lock:
             number = len(self.gets)
             self.gets.append(part)
@@ -61,7 +68,10 @@ class MemoryStore:
             self.holding.set()
             self._cancelled.wait(10)
             raise StoreError("cancelled")
-        data = memoryview(self.objects[part.stored.key])
+        content = self.objects[part.stored.key]
+        if part.stored.etag != _etag(content):
+            raise ObjectChanged(f"{part.stored.key} was replaced")
+        data = memoryview(content)
         fault = self.faults.get(number)
         stop = part.stop if fault is None else (sink.watermark + part.stop) // 2
         for offset in range(sink.watermark, stop, STEP):
@@ -73,4 +83,9 @@ class MemoryStore:
         self._cancelled.set()
 
     def close(self) -> None:
-        pass
+        self._is_closed = True
+        self._cancelled.set()
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hash(content)}"'

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from cached.core.errors import ObjectChanged, ObjectMissing, ObjectRefused
+from cached.core.errors import ObjectChanged, ObjectMissing, ObjectRefused, StoreUnavailable
 from cached.core.objects import FileRef, ModelRef, Part, VersionRef
 from tests.fakes.sinks import MemorySink
 
@@ -137,3 +137,21 @@ class ObjectStoreCases:
         assert fetched(place.store, part) == b"0123456789"
         place.store.cancel(part)
         assert fetched(place.store, part) == b"0123456789"
+
+    def test_a_fetch_that_was_cancelled_before_it_began_fetches_nothing(self, place: Place):
+        place.put("llm/a", b"0123456789")
+        manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+        part = part_of(manifest, manifest.objects[0])
+        sink = MemorySink(0, 10)
+        with pytest.raises(StoreUnavailable):
+            place.store.fetch(part, sink, lambda: True)
+        assert sink.watermark == 0
+        assert fetched(place.store, part) == b"0123456789"
+
+    def test_a_closed_store_fetches_nothing(self, place: Place):
+        place.put("llm/a", b"0123456789")
+        manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+        place.store.close()
+        with pytest.raises(StoreUnavailable):
+            fetched(place.store, part_of(manifest, manifest.objects[0]))
+        place.store.close()

@@ -61,7 +61,7 @@ class Duplicate(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """From now on the object is another one."""
+    """From now on the object is another one: as long, every byte and the ETag another."""
 
 
 class NoEtag(NamedTuple):

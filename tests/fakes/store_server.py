@@ -30,6 +30,7 @@ from tests.fakes.s3_objects import (
     Stored,
     listing,
     refusal,
+    replaced,
     stored,
     unsigned,
 )
@@ -300,7 +301,7 @@ class StoreServer:
         if key not in self.objects:
             return refusal(404, "NoSuchKey", "The specified key does not exist.")
         if isinstance(fault, Changed):
-            self.objects[key] = self.objects[key]._replace(etag='"another"')
+            self.objects[key] = replaced(self.objects[key])
         found = self.objects[key]
         if isinstance(fault, OtherEtag):
             found = found._replace(etag=fault.etag)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core import effects, events
 from cached.core.engine import Engine
-from cached.core.errors import HeaderError, ObjectMissing, StoreError
+from cached.core.errors import CachedError, HeaderError, ObjectMissing
 from cached.core.header import Header, Tensor
 from cached.core.loads import Limits
 from cached.core.manifest import manifest_of
@@ -107,8 +107,9 @@ class World:
         self._next_peer = 0
         self._outstanding: set[tuple[int, int]] = set()
         self.leases: dict[int, VersionRef] = {}
+        self.pinned = set(pinned)
         refs = tuple(
-            ModelRef(name, f"s3://bucket/{name}/", name in set(prefetch), name in set(pinned))
+            ModelRef(name, f"s3://bucket/{name}/", name in set(prefetch), name in self.pinned)
             for name in listings
         )
         self.engine = Engine(
@@ -159,7 +160,7 @@ class World:
     def post(self, event: Event) -> None:
         self._take(self.engine.handle(event, self.now_s))
 
-    def end(self, job: Effect, *, error: StoreError | None = None, blocks: int = 0) -> None:
+    def end(self, job: Effect, *, error: CachedError | None = None, blocks: int = 0) -> None:
         """End a job: well, or with an error after so many blocks."""
         self.jobs.remove(job)
         match job:
@@ -185,7 +186,7 @@ class World:
                 assert len(self.there[job.of]) == wanted, "published with holes"
                 self.post(events.Published(job.of, f"/models/{job.of}"))
             case effects.Free():
-                self._end_free(job)
+                self._end_free(job, error)
             case _:
                 raise AssertionError(job)
 
@@ -219,17 +220,17 @@ class World:
         created = [e for e in self.log if isinstance(e, effects.CreateSegments) and e.of == of]
         return created[-1].manifest
 
-    def _end_resolve(self, job: effects.Resolve, error: StoreError | None) -> None:
+    def _end_resolve(self, job: effects.Resolve, error: CachedError | None) -> None:
         listing = self.listings.get(job.ref.name)
         if listing is None and error is None:
             error = ObjectMissing("nothing there")
         if error is not None:
-            self.post(events.ResolveFailed(job.ref.name, error))
+            self.post(events.ResolveFailed(job.ref.name, error, listing=job.listing))
             return
         assert listing is not None
-        self.post(events.Resolved(job.ref.name, listing, self.available_bytes))
+        self.post(events.Resolved(job.ref.name, listing, self.available_bytes, job.listing))
 
-    def _end_fetch(self, job: effects.FetchPart, error: StoreError | None, blocks: int) -> None:
+    def _end_fetch(self, job: effects.FetchPart, error: CachedError | None, blocks: int) -> None:
         part = job.part
         assert part.start % BLOCK == 0 == part.stop % BLOCK
         stop = part.stop if error is None else min(part.stop, part.start + blocks * BLOCK)
@@ -242,7 +243,10 @@ class World:
         else:
             self.post(events.PartFailed(part, stop, error))
 
-    def _end_free(self, job: effects.Free) -> None:
+    def _end_free(self, job: effects.Free, error: CachedError | None) -> None:
+        if error is not None:
+            self.post(events.FreeFailed(job.of, error))
+            return
         held = job.of in self.mapped or job.of in self.leases.values()
         if held:
             self.post(events.StillMapped(job.of))
@@ -266,7 +270,9 @@ class World:
                 case effects.CancelParts() | effects.Refused() | effects.Retried():
                     pass
                 case effects.Evicted():
-                    assert effect.reason != "budget" or effect.of not in self.leases.values()
+                    if effect.reason == "budget":
+                        assert effect.of not in self.leases.values(), "evicted though leased"
+                        assert effect.of.name not in self.pinned, "evicted though pinned"
                 case _:
                     self.jobs.append(effect)
         self.check()

@@ -15,16 +15,12 @@ class NaiveLedger:
         self.budget = budget
         self.sizes: dict[VersionRef, int] = {}
         self.on_pages: dict[VersionRef, set[tuple[int, int]]] = {}
-        self.holders: dict[VersionRef, int] = {}
 
     def used(self) -> int:
         return sum(self.sizes.values())
 
     def committed(self, of: VersionRef) -> int:
         return len(self.on_pages.get(of, ()))
-
-    def leased(self) -> int:
-        return sum(size for of, size in self.sizes.items() if self.holders.get(of))
 
     def new(self, of: VersionRef, index: int, start: int, stop: int) -> set[tuple[int, int]]:
         return {(index, at) for at in range(start, stop)} - self.on_pages.get(of, set())

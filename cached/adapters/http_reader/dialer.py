@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,6 +80,8 @@ class Dialer:
         except (OSError, UnicodeError) as error:
             message = f"cannot connect to {peer}: {reason(error)}"
             hint = "check endpoint and region, and that the store is up"
+            if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
+                hint = "raise the limit of open files (ulimit -n), or lower fetch_threads"
             raise StoreUnavailable(message, hint=hint) from error
         with contextlib.ExitStack() as stack:
             stack.callback(sock.close)

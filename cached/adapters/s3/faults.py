@@ -118,7 +118,7 @@ def _passing(refusal: Refusal, wall_s: float) -> StoreError | None:
         return None
     return StoreUnavailable(
         f"the store cannot serve {refusal.asked.url} now ({refusal.said})",
-        hint="it is tried again",
+        hint="try again later",
         retry_after_s=_retry_after_s(refusal.headers.get("retry-after"), wall_s),
     )
 

@@ -39,11 +39,17 @@ _ENCRYPTED = re.compile(
     r"x-amz-meta-x-amz-(key|key-v2|iv|cek-alg|wrap-alg|matdesc|tag-len|c|3|w|m|d|i|t)"
 )
 _CHECKSUM = "x-amz-checksum-"
+# The largest models of the public hubs have some hundred files, and each keeps a descriptor of
+# the daemon while it is in memory: more is a prefix that names something else than one model.
+MAX_OBJECTS = 10_000
+MAX_PAGES = 1_000  # AWS needs 10 for so many; servers with short or empty pages may need more
+_NO_PART = -1  # what runs for a listing or a look at an object
+_CHECK_STORE = "check that the endpoint is an S3-compatible server"
 _MUST_DO_RANGES = "the store, and any proxy before it, must support Range and If-Match"
 
 
 class S3Store:
-    """The ``ObjectStore`` port. Any thread; ``close`` when no fetch runs.
+    """The ``ObjectStore`` port. Any thread.
 
     Args:
         requests: sends requests.
@@ -55,7 +61,8 @@ class S3Store:
         self._requests = requests
         self._stalled = stalled
         self._lock = threading.Lock()
-        self._running: dict[int, list[_Run]] = {}  # attempts by part id
+        self._running: dict[_Run, int] = {}  # the part id of each request that is under way
+        self._is_closed = False
 
     def resolve(self, ref: ModelRef) -> Manifest:
         """List a prefix (the URI ends with ``/``), or look at one object.
@@ -87,7 +94,9 @@ class S3Store:
             raise ObjectMissing(message, hint=hint)
         return manifest_of(ref.uri, found)
 
-    def fetch(self, part: Part, sink: Sink) -> None:
+    def fetch(
+        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         """Fetch what is missing of a part.
 
         Raises:
@@ -108,35 +117,55 @@ class S3Store:
             (("if-match", stored.etag), ("range", f"bytes={start}-{part.stop - 1}")),
         )
         run = _Run(self._watch(part, sink))
+        with self._sent(call, run, part.part_id, is_cancelled) as (connection, head):
+            _check_part(asked.url, part, start, head)
+            connection.stream(start, part.stop, sink)
+
+    def cancel(self, part: Part) -> None:
+        """Cut running fetches of this part; they end with ``StoreUnavailable``."""
         with self._lock:
-            self._running.setdefault(part.part_id, []).append(run)
+            runs = [run for run, part_id in self._running.items() if part_id == part.part_id]
+        for run in runs:
+            run.cancel()
+
+    def close(self) -> None:
+        """Cut whatever runs, begin nothing more, close kept connections."""
+        with self._lock:
+            self._is_closed = True
+            runs = list(self._running)
+        for run in runs:
+            run.cancel()
+        self._requests.close()
+
+    @contextlib.contextmanager
+    def _sent(
+        self,
+        call: Call,
+        run: _Run | None = None,
+        part_id: int = _NO_PART,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[Connection, Head]]:
+        """Send a request that can be cut from outside; then keep its connection or close it."""
+        run = run or _Run(None)
+        with self._lock:
+            self._running[run] = part_id
         try:
+            if self._is_closed or is_cancelled():
+                run.cancel()
+            run.check()
             connection, head = self._requests.send(call, run.use)
             try:
-                _check_part(asked.url, part, start, head)
-                connection.stream(start, part.stop, sink)
+                yield connection, head
             except BaseException:
                 connection.close()
                 raise
         finally:
             with self._lock:
-                runs = self._running[part.part_id]
-                runs.remove(run)
-                if not runs:
-                    del self._running[part.part_id]
+                del self._running[run]
             run.end()
         self._requests.keep(connection)
-
-    def cancel(self, part: Part) -> None:
-        """Cut running fetches of this part; they end with ``StoreUnavailable``."""
-        with self._lock:
-            runs = tuple(self._running.get(part.part_id, ()))
-        for run in runs:
-            run.cancel()
-
-    def close(self) -> None:
-        """Close kept connections."""
-        self._requests.close()
+        if self._is_closed:
+            self._requests.close()
 
     def _watch(self, part: Part, sink: Sink) -> Callable[[float], None] | None:
         stalled = self._stalled
@@ -146,22 +175,25 @@ class S3Store:
 
     def _listed(self, asked: Asked) -> Iterator[Listed]:
         token = ""
-        while True:
+        count = 0
+        for _ in range(MAX_PAGES):
             query = [("list-type", "2"), ("prefix", asked.key), ("encoding-type", "url")]
             if token:
                 query.append(("continuation-token", token))
-            connection, _ = self._requests.send(Call("GET", asked, "", tuple(query)))
-            try:
-                body = connection.read(MAX_LISTING_BYTES)
-            finally:
-                self._requests.keep(connection)
-            page = parse_listing(body)
+            with self._sent(Call("GET", asked, "", tuple(query))) as (connection, _head):
+                page = parse_listing(connection.read(MAX_LISTING_BYTES))
+            count += len(page.objects)
+            if count > MAX_OBJECTS:
+                message = f"more than {MAX_OBJECTS} objects are under {asked.url}"
+                raise ObjectRefused(message, hint="name the prefix of one model, with / at its end")
             yield from page.objects
             if not page.next_token:
                 return
             if page.next_token == token:
-                raise BadReply("the store lists the same page again and again")
+                raise BadReply("the store lists the same page again and again", hint=_CHECK_STORE)
             token = page.next_token
+        message = f"the listing of {asked.url} does not end after {MAX_PAGES} pages"
+        raise ObjectRefused(message, hint=_CHECK_STORE)
 
     def _object(self, bucket: str, key: str) -> StoredObject:
         asked = Asked("s3:GetObject", bucket, key)
@@ -177,7 +209,7 @@ class S3Store:
         length = head.headers.get("content-length", "")
         if not _LENGTH.fullmatch(length):
             message = f"the store does not tell the size of {asked.url}"
-            raise BadReply(message, hint="check that the endpoint is an S3-compatible server")
+            raise BadReply(message, hint=_CHECK_STORE)
         return StoredObject(
             key=key,
             path=layout_path(key.rpartition("/")[2], ""),
@@ -195,17 +227,18 @@ class S3Store:
         """
         look = Call("HEAD", asked, asked.key, (), (("x-amz-checksum-mode", "ENABLED"),))
         try:
-            connection, head = self._requests.send(look)
+            return self._head(look)
         except StoreError as error:
             if error.transient:
                 raise
             ask_why = Call("GET", asked, asked.key, (), (("range", "bytes=0-0"),))
             with contextlib.suppress(ObjectChanged):  # 416: it is empty
-                connection, _ = self._requests.send(ask_why)
-                connection.close()
-            connection, head = self._requests.send(look)
-        self._requests.keep(connection)
-        return head
+                self._head(ask_why)
+            return self._head(look)
+
+    def _head(self, call: Call) -> Head:
+        with self._sent(call) as (_, head):
+            return head
 
     def _is_object(self, bucket: str, key: str) -> bool:
         """Return whether there surely is such an object: only for a hint."""
@@ -226,7 +259,7 @@ class S3Store:
 
 
 class _Run:
-    """One running fetch: the connection it uses now, and whether it was cancelled."""
+    """One request under way: the connection it uses now, and whether it was cancelled."""
 
     __slots__ = ("_connection", "_is_cancelled", "_lock", "_on_idle")
 
@@ -241,8 +274,12 @@ class _Run:
         connection.watch(self._on_idle)
         with self._lock:
             self._connection = connection
-            if self._is_cancelled:
-                raise StoreUnavailable("the request was cancelled")
+        self.check()
+
+    def check(self) -> None:
+        """Raise if it was cancelled."""
+        if self._is_cancelled:
+            raise StoreUnavailable("the request was cancelled")
 
     def cancel(self) -> None:
         with self._lock:

@@ -125,6 +125,8 @@ class TmpfsSegments:
         try:
             self._make_files(version, manifest)
         except OSError as error:
+            for file in version.files:  # nobody has them yet; ``free`` itself needs a descriptor
+                file.close()
             raise translated(error, f"cannot make the files of {of} in {self.root}") from error
 
     def _make_files(self, version: _Version, manifest: Manifest) -> None:

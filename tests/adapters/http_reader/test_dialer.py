@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import socket
 import ssl
 import threading
@@ -164,3 +166,21 @@ def test_a_refused_connection_leaves_nothing_open(serve: Callable[..., Server]):
         with pytest.raises(StoreError):
             dialer().connect("127.0.0.1", server.port, is_tls=True)
     # A leaked socket is a ResourceWarning, and that an error.
+
+
+def test_a_process_without_a_free_descriptor_is_told_so():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(StoreUnavailable, match="too many open files") as caught:
+            dialer().connect("127.0.0.1", 9, is_tls=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+    assert "ulimit -n" in caught.value.hint

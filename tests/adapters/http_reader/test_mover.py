@@ -61,11 +61,8 @@ def ways() -> Iterator[list[Way]]:
 
 
 @pytest.fixture
-def mover(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mover]:
-    monkeypatch.setattr(mover_module, "REST_S", 0.01)
-    yield Mover()
-    for thread in movers():
-        thread.join(JOIN_S)
+def mover() -> Mover:
+    return Mover()
 
 
 def movers() -> list[threading.Thread]:

@@ -80,6 +80,9 @@ def test_what_passes_by_its_code_is_tried_again(code: str):
     ("value", "seconds"),
     [
         ("7", 7.0),
+        ("61", 60.0),
+        ("999999999", 60.0),
+        ("Sat, 16 Jan 2027 08:00:00 GMT", 60.0),
         ("0", 0.0),
         ("Fri, 15 Jan 2027 08:00:30 GMT", 30.0),
         ("Fri, 15 Jan 2027 07:00:00 GMT", 0.0),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cached.adapters.s3 import store
 from cached.adapters.s3.store import S3Store
 from cached.core.errors import (
     AccessDenied,
@@ -28,6 +29,7 @@ from tests.fakes.store_faults import (
     Changed,
     Duplicate,
     IgnoredRange,
+    Mute,
     NoEtag,
     OtherEtag,
     Raw,
@@ -218,6 +220,61 @@ def test_a_listing_that_never_ends_is_cut(start: Start):
     bucket.server.faults = {("LIST", 0): Raw(raw), ("LIST", 1): Raw(raw)}
     with pytest.raises(BadReply, match="again and again"):
         bucket.store.resolve(MODEL)
+
+
+def page(keys: int, token: str) -> Raw:
+    """Return a page of a listing that goes on."""
+    one = "<Contents><Key>llm/{}</Key><Size>1</Size><ETag>e</ETag></Contents>"
+    body = (
+        "<ListBucketResult><IsTruncated>true</IsTruncated>"
+        f"<NextContinuationToken>{token}</NextContinuationToken>"
+        f"{''.join(one.format(f'{token}-{number}') for number in range(keys))}</ListBucketResult>"
+    ).encode()
+    return Raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+
+
+def test_a_prefix_with_more_objects_than_a_model_has_is_refused(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "MAX_OBJECTS", 20)
+    bucket = start({f"llm/{number:02}": b"x" for number in range(21)})
+    with pytest.raises(ObjectRefused, match=r"more than 20 objects are under s3://models/llm/; na"):
+        bucket.store.resolve(MODEL)
+    del bucket.server.objects["llm/20"]
+    assert len(bucket.store.resolve(MODEL).objects) == 20
+
+
+def test_a_listing_whose_tokens_differ_for_ever_is_cut(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "MAX_PAGES", 3)
+    pages = {("LIST", number): page(0, f"t{number}") for number in range(4)}
+    bucket = start(faults=pages)
+    with pytest.raises(ObjectRefused, match="does not end after 3 pages; check that the endpoint"):
+        bucket.store.resolve(MODEL)
+    assert bucket.server.count("LIST") == 3
+
+
+def test_a_close_cuts_a_listing_that_hangs(start: Start):
+    bucket = start(faults={("LIST", 0): Stall(FOREVER, -1)})
+    errors: list[StoreError] = []
+
+    def run() -> None:
+        try:
+            bucket.store.resolve(MODEL)
+        except StoreError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert bucket.server.stalled.wait(5)
+    bucket.store.close()
+    thread.join(2)  # less than the time-out of receiving
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [StoreUnavailable]
+    with pytest.raises(StoreUnavailable):
+        bucket.store.resolve(MODEL)
+    assert bucket.server.count("LIST") == 1
 
 
 DENIED = Status(403, code="AccessDenied")
@@ -498,6 +555,21 @@ def test_a_part_can_be_fetched_by_two_at_once(start: Start):
     bucket.store.cancel(part)
     thread.join(5)
     assert len(errors) == 1
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "fault",
+    [Status(503, code="SlowDown"), Reset(), Mute(), ShortBody(9), Stall(FOREVER), WrongLength()],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_no_error_promises_another_try_for_it_may_be_the_last_word(start: Start, fault: Fault):
+    bucket = start(faults={0: fault, 1: fault}, receive_timeout_s=0.2)
+    with pytest.raises(StoreError) as caught:
+        fetched(bucket.store, whole(bucket.store.resolve(MODEL)))
+    assert caught.value.transient
+    assert caught.value.hint
+    assert "tried again" not in str(caught.value)
 
 
 def test_after_close_nothing_is_kept(start: Start):
