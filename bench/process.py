@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def peak_rss_bytes(pid: int) -> int:
 def forget_peak_rss(pid: int) -> None:
     """Let ``peak_rss_bytes`` begin anew (proc(5), clear_refs, since Linux 4.0)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def touch_memory(size_bytes: int) -> None:
+    """Take so much memory and give it back, so that who takes it next gets pages that are there.
+
+    Free pages of a virtual machine may have gone back to its host (free page reporting). Their
+    return costs the guest up to 1 s/GiB of CPU, of whoever happens to write to them first.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    mmap.mmap(-1, size_bytes, flags=flags).close()
 
 
 def _sum(pid: int, file: str, names: tuple[str, ...]) -> int:

@@ -25,3 +25,11 @@ def test_the_peak_is_forgotten_on_demand():
     process.forget_peak_rss(os.getpid())
     assert process.peak_rss_bytes(os.getpid()) <= before - (32 << 20)
     assert process.peak_rss_bytes(os.getpid()) >= process.rss_bytes(os.getpid()) - (1 << 20)
+
+
+def test_memory_that_is_touched_was_there_and_is_given_back():
+    process.forget_peak_rss(os.getpid())
+    before = process.rss_bytes(os.getpid())
+    process.touch_memory(64 << 20)
+    assert process.peak_rss_bytes(os.getpid()) >= before + (63 << 20)
+    assert process.rss_bytes(os.getpid()) <= before + (4 << 20)
