@@ -119,7 +119,7 @@ class Daemon:
         self._is_stopped = False
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT has been answered by a drain."""
+        """Serve until a signal has been answered by a drain."""
         for thread in (*self._fetch_threads, self._segment_thread):
             thread.start()
         self._carry_out(self._engine.start(self._clock.now_s()))
@@ -167,15 +167,25 @@ class Daemon:
 
 
 def drain_on_signals(post: Callable[[Event], None]) -> Callable[[], None]:
-    """Turn SIGTERM and SIGINT into a drain; the second SIGINT ends the process at once.
+    """Turn SIGTERM, SIGINT and SIGHUP into a drain; a second one ends it at once, cleanly too.
+
+    Later ones change nothing, but that a third SIGINT ends the process as it stands. SIGHUP comes
+    when a terminal closes; under nohup(1), which has it ignored, it stays so.
 
     Returns:
         What puts the handlers back that were there before.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    asked = 0
 
     def drain(signum: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         post(events.DrainRequested())
 
     def restore() -> None:

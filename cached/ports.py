@@ -68,8 +68,13 @@ class ObjectStore(Protocol):
     All methods are called from fetch threads, several at a time.
     """
 
-    def resolve(self, ref: ModelRef) -> Manifest:
+    def resolve(self, ref: ModelRef, is_cancelled: Callable[[], bool] = ...) -> Manifest:
         """Return the objects below ``ref.uri`` as they are now.
+
+        Args:
+            ref: the model.
+            is_cancelled: asked again and again; once it is true, the call ends soon with a
+                StoreError. One that takes no time need not ask. Default: it is not.
 
         Raises:
             StoreError: what the store did; ``transient`` says whether a retry can help.

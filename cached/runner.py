@@ -89,6 +89,7 @@ class Runner:
         self._fetch_jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._segment_jobs: SimpleQueue[SegmentJob | None] = SimpleQueue()
         self._fetches: dict[int, Fetch] = {}  # by part id
+        self._listings: dict[str, int] = {}  # number of the last listing, by model
 
     def carry_out(self, effect: Effect) -> None:
         """Do it, or hand it to the thread that does. Mailbox thread; under a millisecond."""
@@ -98,7 +99,10 @@ class Runner:
             case effects.FetchPart():
                 fetch = self._fetches[effect.part.part_id] = Fetch(effect.part)
                 self._fetch_jobs.put(fetch)
-            case effects.Resolve() | effects.ReadHeader():
+            case effects.Resolve():
+                self._listings[effect.ref.name] = effect.listing  # earlier ones end soon
+                self._fetch_jobs.put(effect)
+            case effects.ReadHeader():
                 self._fetch_jobs.put(effect)
             case effects.CreateSegments() | effects.Publish() | effects.Free():
                 self._segment_jobs.put(effect)
@@ -143,9 +147,9 @@ class Runner:
             try:
                 self._segment_job(job)
             except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
-                known = error if isinstance(error, CachedError) else _bug(error)
                 is_free = isinstance(job, effects.Free)
-                self._post((events.FreeFailed if is_free else events.SegmentsFailed)(job.of, known))
+                failed = events.FreeFailed if is_free else events.SegmentsFailed
+                self._post(failed(job.of, _known(error)))
 
     def _store(self, uri: str) -> ObjectStore:
         return self._ports.stores[uri.partition(":")[0]]
@@ -175,16 +179,23 @@ class Runner:
                 self._post(events.Freed(job.of) if is_free else events.StillMapped(job.of))
 
     def _resolve(self, job: effects.Resolve) -> None:
+        """List, unless a later listing of the model was asked for: that one's answer counts."""
         name = job.ref.name
+
+        def is_outdated() -> bool:
+            return self._listings[name] != job.listing
+
+        if is_outdated():
+            return
+        event: events.Event
         try:
-            manifest = self._store(job.ref.uri).resolve(job.ref)
+            manifest = self._store(job.ref.uri).resolve(job.ref, is_outdated)
             available_bytes = self._ports.memory.available_bytes()
-        except CachedError as error:
-            self._post(events.ResolveFailed(name, error, self._jitter(), job.listing))
+            event = events.Resolved(name, manifest, available_bytes, job.listing)
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
-            self._post(events.ResolveFailed(name, _bug(error), listing=job.listing))
-        else:
-            self._post(events.Resolved(name, manifest, available_bytes, job.listing))
+            event = events.ResolveFailed(name, _known(error), self._jitter(), job.listing)
+        if not is_outdated():
+            self._post(event)
 
     def _fetch(self, fetch: Fetch) -> None:
         clock, part = self._ports.clock, fetch.part
@@ -196,9 +207,8 @@ class Runner:
             self._fill(fetch, sink)
             event = events.PartFetched(part, clock.now_s() - began_s)
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
-            known = error if isinstance(error, CachedError) else _bug(error)
             watermark = sink.watermark if sink is not None else part.start
-            event = events.PartFailed(part, watermark, known, self._jitter())
+            event = events.PartFailed(part, watermark, _known(error), self._jitter())
         self._fetches.pop(part.part_id, None)
         self._ports.segments.release_sink(part)
         self._post(event)
@@ -215,10 +225,8 @@ class Runner:
     def _read_header(self, job: effects.ReadHeader) -> None:
         try:
             found = self._ports.segments.read_header(job.file, job.there_bytes)
-        except CachedError as error:
-            self._post(events.HeaderRefused(job.file, error))
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
-            self._post(events.HeaderRefused(job.file, _bug(error)))
+            self._post(events.HeaderRefused(job.file, _known(error)))
         else:
             if isinstance(found, int):
                 self._post(events.HeaderSized(job.file, found))
@@ -226,7 +234,13 @@ class Runner:
                 self._post(events.HeaderRead(job.file, found))
 
 
-def _bug(error: Exception) -> LoadFailed:
-    """Return an unforeseen exception as an error that a user can report."""
-    message = f"unexpected {type(error).__name__}: {error}"
-    return LoadFailed(message, hint="this is a defect of the daemon: please report it")
+def _known(error: Exception) -> CachedError:
+    """Return an error for the engine, which keeps it; unforeseen ones as such to report.
+
+    Its traceback stays behind: the frames hold whatever the thread had, such as a header.
+    """
+    if not isinstance(error, CachedError):
+        message = f"unexpected {type(error).__name__}: {error}"
+        return LoadFailed(message, hint="this is a defect of the daemon: please report it")
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -222,12 +222,29 @@ def test_observers_see_events_and_effects(running):
     assert any(isinstance(effect, effects.FetchPart) for effect in running.notes.effects)
 
 
-def test_signal_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def test_signals_ask_for_a_drain_and_their_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
     mailbox = Mailbox()
     restore = drain_on_signals(mailbox.post)
-    signal.raise_signal(signal.SIGTERM)
+    for number in (*SIGNALS, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.raise_signal(number)
+    is_interruptible = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     restore()
 
-    assert mailbox.take(1.0) == events.DrainRequested()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [mailbox.take(0.0) for _ in range(6)] == [events.DrainRequested()] * 5 + [None]
+    assert is_interruptible  # a third Ctrl-C ends it as it stands
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    restore = drain_on_signals(Mailbox().post)
+    found = signal.getsignal(signal.SIGHUP)
+    restore()
+    signal.signal(signal.SIGHUP, before)
+
+    assert found == signal.SIG_IGN

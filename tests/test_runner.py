@@ -18,7 +18,7 @@ from cached.runner import Ports, Runner
 from tests.fakes.store import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cached.core.events import Event
     from cached.core.objects import Manifest
@@ -110,6 +110,58 @@ def test_a_listing_comes_back_with_its_number_well_or_not(bench):
     (badly,) = bench.work(effects.Resolve(REF, 8))
 
     assert (well.listing, badly.listing) == (7, 8)
+
+
+def test_a_listing_that_is_outdated_when_its_turn_comes_is_never_sent(bench, monkeypatch):
+    asked: list[ModelRef] = []
+    real = bench.store.resolve
+
+    def resolve(ref: ModelRef, is_cancelled: Callable[[], bool]) -> Manifest:
+        asked.append(ref)
+        manifest: Manifest = real(ref, is_cancelled)
+        return manifest
+
+    monkeypatch.setattr(bench.store, "resolve", resolve)
+    other = ModelRef("other", "s3://b/other/")
+
+    found = bench.work(effects.Resolve(REF, 1), effects.Resolve(REF, 3), effects.Resolve(other, 1))
+
+    assert [(event.name, event.listing) for event in found] == [("m", 3), ("other", 1)]
+    assert asked == [REF, other]
+
+
+def test_a_listing_that_gets_outdated_while_it_runs_is_cut_and_not_told(bench, monkeypatch):
+    def resolve(ref: ModelRef, is_cancelled: Callable[[], bool]) -> Manifest:
+        assert not is_cancelled()
+        bench.runner.carry_out(effects.Resolve(other, 1))
+        assert not is_cancelled()
+        bench.runner.carry_out(effects.Resolve(REF, 3))
+        assert is_cancelled()
+        monkeypatch.undo()
+        raise StoreUnavailable("cut")
+
+    other = ModelRef("other", "s3://b/other/")
+    monkeypatch.setattr(bench.store, "resolve", resolve)
+
+    assert bench.work(effects.Resolve(REF, 1)) == []
+    assert [event.listing for event in bench.work()] == [1, 3]
+
+
+def test_an_error_comes_back_without_what_its_thread_had_in_hand(bench, monkeypatch):
+    def resolve(ref: ModelRef, is_cancelled: Callable[[], bool]) -> Manifest:
+        raise StoreUnavailable("503") from OSError("foreign")
+
+    of, manifest = bench.created()
+    (refused,) = bench.work(effects.ReadHeader(FileRef(of, 1), 5))
+    bench.store.faults[0] = StoreUnavailable("503")
+    (failed,) = bench.work(effects.FetchPart(bench.part(of, manifest, 1)))
+    (segments,) = bench.work(effects.CreateSegments(of, manifest))
+    monkeypatch.setattr(bench.store, "resolve", resolve)
+    (unresolved,) = bench.work(effects.Resolve(REF))
+
+    for event in (refused, failed, segments, unresolved):
+        error = event.error
+        assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
 
 
 @pytest.mark.parametrize("error", [LoadFailed("cannot remove"), RuntimeError("a bug")])

@@ -108,6 +108,19 @@ def test_a_metric_that_one_subject_lacks_is_left_open():
     assert "| import | socket+json+mmap | - | 18 (1 - 9) | 5 |" in page
 
 
+def test_memory_has_a_goal_for_growth_and_an_import_is_shown_with_all_that_an_open_needs():
+    rows = [
+        row("load-2GiB", "cached", "daemon_rss_growth_MiB", 25),
+        row("import", "cached", "import_ratio", 0.5),
+        row("import", "cached.open", "import_ratio", 1.6),
+    ]
+    page = report.render([result("share", rows)])
+    wanted = "<= 20 MiB, 1 % of the model"
+    assert f"its RSS from before such a load to the peak | {wanted} | 25 | **no** |" in page
+    assert "import cached / import socket, json, mmap | <= 1.5 | 0.5 | yes |" in page
+    assert "| `import cached; cached.open` | 1.6 |" in page
+
+
 def test_no_result_is_no_page(tmp_path):
     with pytest.raises(report.ReportError, match="run `make bench`"):
         report.results_in(tmp_path)

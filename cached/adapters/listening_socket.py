@@ -10,11 +10,17 @@ import socket
 import stat
 import struct
 import time
+from typing import TYPE_CHECKING
 
 from cached.core.errors import InvalidConfig
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 MAX_ADDRESS_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
 BACKLOG = 1024  # connections that wait to be accepted; the kernel's somaxconn may be less
+KEPT_FOR_US = 16  # one of so many connections is for root and the daemon's own user
+KEPT_FROM_ONE = 4  # one of so many is never for that other user who has all the rest
 LOCK_TRIES = 200  # of 10 ms: how long another daemon may take to start beside this socket
 OTHER = "choose another with --socket or CACHED_SOCKET"
 
@@ -46,6 +52,20 @@ class ListeningSocket:
         if self._identity is not None or uid in {0, os.geteuid()}:
             return True
         return bool(self._mode & (0o020 if gid == os.getegid() else 0o002))
+
+    def has_place(self, uid: int, connected: Sequence[int], most: int) -> bool:
+        """Return whether one more connection may be open.
+
+        Args:
+            uid: whose.
+            connected: the uids of all that are open.
+            most: the limit of all: for root and our own user. Others have so much less that
+                those two get in whatever they do, and one of them less than all of them.
+        """
+        if uid in {0, os.geteuid()}:
+            return len(connected) < most
+        others = most - most // KEPT_FOR_US
+        return len(connected) < others and connected.count(uid) < most - most // KEPT_FROM_ONE
 
     def close(self) -> None:
         """Stop listening and unlink the path, unless something else has taken it since."""
@@ -85,9 +105,9 @@ def listen(address: str, mode: int = 0o660, *, private: str | None = None) -> Li
         directory = os.path.dirname(address) or "."
         folder = _open_directory(directory, private or f"/tmp/cached-{os.geteuid()}")  # noqa: S108 - made 0700, owner checked
         try:
-            _lock(folder, directory)
-            _refuse_if_taken(address)
-            identity = _bind_path(listener, address, directory, mode)
+            with _locked(folder, directory, f".{os.path.basename(address)}.lock"):
+                _refuse_if_taken(address)
+                identity = _bind_path(listener, address, directory, mode)
         finally:
             os.close(folder)
         return ListeningSocket(listener, address, mode, identity)
@@ -124,7 +144,7 @@ def _bind_abstract(listener: socket.socket, address: str) -> None:
 
 
 def _open_directory(directory: str, private: str) -> int:
-    """Return a descriptor of the directory, to lock it.
+    """Return a descriptor of the directory.
 
     Raises:
         InvalidConfig: it is not there, or it should be private and is not ours.
@@ -157,17 +177,48 @@ def _not_ours(directory: str, why: str) -> InvalidConfig:
     return InvalidConfig(message, hint=f"remove it, or {OTHER}")
 
 
-def _lock(folder: int, directory: str) -> None:
-    """Take the directory's lock, so that of two daemons that start at once one sees the other."""
+@contextlib.contextmanager
+def _locked(folder: int, directory: str, name: str) -> Iterator[None]:
+    """Hold a lock, so that of two daemons that start at once one sees the other.
+
+    It is on a file of ours that nobody else can open, for whoever can open it can lock it: of the
+    directory that is everybody who may connect.
+    """
+    lock = _lock(folder, directory, name)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # somebody cleaned up
+            os.unlink(name, dir_fd=folder)
+        os.close(lock)
+
+
+def _lock(folder: int, directory: str, name: str) -> int:
     for _ in range(LOCK_TRIES):
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(name, flags, 0o600, dir_fd=folder)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check_owner(lock, f"{directory}/{name}")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(name, dir_fd=folder), os.fstat(lock)):
+                return lock
         except BlockingIOError:
             time.sleep(0.01)
-        else:
-            return
+        except FileNotFoundError:
+            pass  # who had the lock has removed it: make it anew
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
     message = f"the socket's directory {directory} is locked by another process"
-    raise InvalidConfig(message, hint=f"end the process that holds its flock, or {OTHER}")
+    raise InvalidConfig(message, hint=f"end the process that has {name} open there, or {OTHER}")
+
+
+def _check_owner(lock: int, path: str) -> None:
+    owner = os.fstat(lock).st_uid
+    if owner != os.geteuid():
+        message = f"the lock {path} belongs to uid {owner}, not to uid {os.geteuid()}"
+        raise InvalidConfig(message, hint=f"remove it, or {OTHER}")
 
 
 def _refuse_if_taken(path: str) -> None:

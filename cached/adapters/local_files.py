@@ -40,7 +40,11 @@ class LocalFiles:
         self._cancelled: set[int] = set()  # of those that run
         self._is_closed = False
 
-    def resolve(self, ref: ModelRef) -> Manifest:
+    def resolve(
+        self,
+        ref: ModelRef,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Manifest:
         """List a directory with all below it, or take one file.
 
         Symbolic links to files are followed as long as they stay below the directory.

@@ -21,6 +21,7 @@ from cached.core.objects import FileRef, Manifest, ModelRef, Part, VersionRef
 if TYPE_CHECKING:
     from cached.core.effects import Effect
     from cached.core.events import Event
+    from cached.core.objects import PeerId
     from cached.ports import Clock
 
     Fields = dict[str, object]
@@ -164,7 +165,10 @@ class Writer:
 class Log:
     """An Observer that writes what ``ROWS`` names; in the mailbox thread."""
 
-    __slots__ = ("_began_s", "_filling", "_repeats", "_size_bytes", "_writer")
+    __slots__ = (
+        *("_began_s", "_filling", "_is_draining", "_repeats", "_size_bytes"),
+        *("_unanswered", "_writer"),
+    )
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -172,10 +176,21 @@ class Log:
         self._size_bytes: dict[VersionRef, int] = {}  # of versions that are being loaded
         self._filling: set[VersionRef] = set()  # those of which a GET went out
         self._repeats: dict[tuple[object, ...], tuple[float, int]] = {}
+        self._unanswered: dict[PeerId, int] = {}
+        self._is_draining = False
 
     def happened(self, event: Event, now_s: float) -> None:
         """Write a line for an event."""
+        match event:
+            case events.Requested():
+                self._unanswered[event.peer] = self._unanswered.get(event.peer, 0) + 1
+            case events.Disconnected():
+                self._unanswered.pop(event.peer, None)
+            case _:
+                pass
         self._note(event, now_s)
+        if isinstance(event, events.DrainRequested):
+            self._is_draining = True
 
     def decided(self, effect: Effect, now_s: float) -> None:
         """Write a line for an effect."""
@@ -191,6 +206,8 @@ class Log:
                 self._writer.write("info", "loading began", model=of.name, version=of.version)
             case effects.Evicted():
                 self._forget(effect.of)
+            case effects.Reply() if effect.peer in self._unanswered:
+                self._unanswered[effect.peer] -= 1
             case _:
                 pass
         self._note(effect, now_s)
@@ -205,6 +222,8 @@ class Log:
         if row is None:
             return
         level, text = row
+        if isinstance(record, events.DrainRequested) and self._is_draining:
+            text = "drain cut short"
         extra = self._extra(record, now_s)
         code = extra.get("code")
         if isinstance(record, effects.Refused) and record.code in _PASSING:
@@ -231,10 +250,20 @@ class Log:
                 if isinstance(took_s, float) and took_s > 0:
                     seconds["mb_per_s"] = round(size_bytes / 1e6 / took_s, 1)
                 return {"size_bytes": size_bytes, **seconds}
-            case effects.Reply(body={"error": {"code": str(code), "message": str(message)}}):
-                return {"code": code, "error": message}
+            case effects.Reply(body={"error": dict(error)}):
+                told = {"code": error.get("code"), "error": error.get("message")}
+                return told | ({"hint": error["hint"]} if error.get("hint") else {})
+            case events.DrainRequested():
+                return self._drain()
             case _:
                 return {}
+
+    def _drain(self) -> Fields:
+        """Return what is waited for, or that it is not any more."""
+        if self._is_draining:
+            return {"requests_given_up": sum(self._unanswered.values())}
+        hint = "it ends once they are answered; a second signal ends it at once"
+        return {"requests_under_way": sum(self._unanswered.values()), "hint": hint}
 
     def _is_repeated(self, fields: Fields, now_s: float) -> bool:
         """Return whether such a line was just written; count it if so, tell the count if not."""
@@ -280,6 +309,8 @@ def fields_of(record: Event | Effect) -> Fields:
                 fields["size_bytes"] = value.size_bytes
             case errors.CachedError():
                 fields |= {"code": value.code, "error": str(value)}
+            case "":
+                pass  # no hint, no text
             case str() | int() | float():
                 fields["model" if name == "name" else name] = value
             case _:

@@ -1,7 +1,6 @@
-"""What the daemon counts, and the table of all its metrics.
+"""What the daemon counts, and the table of all its metrics, ``ROWS``: docs/metrics.md as well.
 
-``ROWS`` is the single source of the exposition and of docs/metrics.md. Counting needs no library:
-prometheus_client is imported by the first scrape.
+Counting needs no library: prometheus_client is imported by the first scrape.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from cached.core import effects, events
+from cached.core import effects, errors, events
 from cached.core.lifecycle import MODEL
 
 if TYPE_CHECKING:
@@ -177,16 +176,18 @@ class Metrics:
 
     def _begin_at_zero(self) -> None:
         """Let what is likely to be counted be there from the start, so that rates are right."""
-        for name in ("cached_gets_in_flight", "cached_connections"):
-            self._add(name, amount=0)
+        begun = (("cached_gets_in_flight",), ("cached_connections",), ("cached_gets_total", "206"))
+        for name, *labels in begun:
+            self._add(name, *labels, amount=0)
         for model in self._models:
             self._add("cached_fetch_bytes_total", model, amount=0)
             self._add("cached_loads_total", model, amount=0)
         for reason in ("budget", "asked", "failed", "stale"):
             self._add("cached_evictions_total", reason, amount=0)
-        self._add("cached_opens_total", "hit", amount=0)
-        self._add("cached_opens_total", "miss", amount=0)
-        self._add("cached_gets_total", "206", amount=0)
+        for result in ("hit", "miss"):
+            self._add("cached_opens_total", result, amount=0)
+        for why in (errors.BadReply, errors.StoreUnavailable):
+            self._add("cached_retries_total", why.code, amount=0)
 
     def happened(self, event: Event, now_s: float) -> None:  # noqa: C901, PLR0912 - one row an event
         """Count an event."""
@@ -354,12 +355,10 @@ def status_values(status: Mapping[str, object], models: Iterable[str]) -> dict[s
     for key, value in memory.items() if isinstance(memory, dict) else ():
         if (name := f"cached_memory_{key}") in values:
             put(name, value)
-    leases = 0
     for model in listed if isinstance(listed, list) else ():
         name, state = model["name"], model["state"]
         if name not in models:
             continue
-        leases += model["leases"]
         put("cached_model_bytes", model["committed_bytes"], name, state)
         put("cached_model_size_bytes", model["size_bytes"], name)
         put("cached_model_leases", model["leases"], name)
@@ -367,7 +366,7 @@ def status_values(status: Mapping[str, object], models: Iterable[str]) -> dict[s
         put("cached_load_seconds", model["load_s"], name)
         for each in STATES:
             put("cached_model_state", each == state, name, each)
-    put("cached_leases", leases)
+    put("cached_leases", sum(values["cached_model_leases"].values()))
     return values
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -33,7 +34,7 @@ from cached.core.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     from cached.core.effects import Reply
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         socket: socket.socket
 
         def admits(self, uid: int, gid: int) -> bool: ...  # noqa: D102
+        def has_place(self, uid: int, connected: Sequence[int], most: int) -> bool: ...  # noqa: D102
         def close(self) -> None: ...  # noqa: D102
 
 
@@ -53,16 +55,14 @@ MAX_CONNECTIONS = 1024
 MAX_EVENTS_WAITING = 4096  # in the mailbox: beyond, connections wait in the kernel's backlog
 ACCEPTS_PER_WAKE_UP = 64
 READ_BYTES = 64 << 10  # per peer and wake-up, so that nobody waits long for his turn
-# Of replies that wait behind one that the kernel has not taken whole, when the next one comes:
-# thousands of small ones, so that only a peer that does not read gets there.
+# Of replies behind one that the kernel has not taken whole: only who does not read gets there.
 MAX_WAITING_BYTES = 256 << 10
 # Of one peer: the kernel counts those of all against RLIMIT_NOFILE (unix(7), ETOOMANYREFS).
 MAX_UNREAD_DESCRIPTORS = 512
 MAX_PARTIAL_BYTES = 16 << 20  # of requests that are not whole yet, of all peers together
 PAUSE_S = 0.02  # until the next look whether there is room for another connection
 
-_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
-_GONE = select.EPOLLHUP | select.EPOLLERR
+_IN, _OUT, _GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
 class Counts(NamedTuple):
@@ -82,9 +82,7 @@ class Counts(NamedTuple):
 
 
 class UnixSocket:
-    """Accepts workers, posts what they say, sends them replies.
-
-    Made and stopped by the host; ``send`` is for the mailbox thread.
+    """Accepts workers, posts what they say, sends them replies. The host makes and stops it.
 
     Args:
         listening: closed by ``stop``.
@@ -110,8 +108,7 @@ class UnixSocket:
         self._peers: dict[int, _Connection] = {}
         self._by_fd: dict[int, _Connection] = {}
         self._last_peer = 0
-        self._is_paused = False
-        self._is_stopping = False
+        self._is_paused = self._is_stopping = False
         self._refused = self._malformed = self._unread = 0
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0)
@@ -166,8 +163,9 @@ class UnixSocket:
                     connection.watch(self._epoll)
                     return
                 self._unread += 1
-            except OSError:
-                pass  # the peer has gone
+            except OSError as error:  # or else the peer has gone
+                if error.errno == errno.ETOOMANYREFS:
+                    connection.tell(_too_many(descriptors))
             connection.hang_up()
 
     def _may_keep(self, unsent: bytearray) -> bool:
@@ -209,11 +207,12 @@ class UnixSocket:
         accepted.setblocking(False)
         raw = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, gid = struct.unpack("iII", raw)
-        connection = _Connection(accepted, PeerId(self._last_peer + 1))
+        connection = _Connection(accepted, PeerId(self._last_peer + 1), uid)
+        connected = [each.uid for each in self._peers.values()]
         if not self._listening.admits(uid, gid):
             self._refuse(connection, NotPermitted(f"uid {uid} may not connect to this daemon"))
-        elif len(self._peers) >= self._max_connections:
-            message = f"{self._max_connections} connections are open, which is the most"
+        elif not self._listening.has_place(uid, connected, self._max_connections):
+            message = f"{len(connected)} connections are open, which is the most for uid {uid}"
             self._refuse(connection, DaemonUnavailable(message, hint="close some; try again"))
         else:
             self._last_peer += 1
@@ -223,7 +222,7 @@ class UnixSocket:
 
     def _refuse(self, connection: _Connection, error: CachedError) -> None:
         self._refused += 1
-        connection.tell(error)
+        connection.tell(error)  # nobody else has it: no lock
         connection.close()
 
     def _serve(self, connection: _Connection, mask: int) -> None:
@@ -238,7 +237,8 @@ class UnixSocket:
                 is_alive = connection.is_full or self._read(connection)
         except FrameError as error:
             self._malformed += 1
-            connection.tell(BadRequest(error.message, hint="see docs/wire.md"))
+            with connection.lock:
+                connection.tell(BadRequest(error.message, hint="see docs/wire.md"))
             is_alive = False
         except OSError:
             is_alive = False
@@ -290,19 +290,17 @@ class _Connection:
 
     __slots__ = (
         *("frames", "is_held", "is_open", "lock", "outstanding", "partial_bytes"),
-        *("peer", "socket", "unread_descriptors", "unsent", "waiting_bytes", "watched"),
+        *("peer", "socket", "uid", "unread_descriptors", "unsent", "waiting_bytes", "watched"),
     )
 
-    def __init__(self, accepted: socket.socket, peer: PeerId) -> None:
+    def __init__(self, accepted: socket.socket, peer: PeerId, uid: int) -> None:
         self.socket = accepted
         self.peer = peer
+        self.uid = uid
         self.frames = FrameBuffer(MAX_REQUEST_BYTES)
         self.lock = threading.Lock()
-        self.outstanding = 0
-        self.partial_bytes = 0
         self.unsent = bytearray()
-        self.waiting_bytes = 0
-        self.unread_descriptors = 0
+        self.outstanding = self.partial_bytes = self.waiting_bytes = self.unread_descriptors = 0
         self.watched = _IN
         self.is_held = False
         self.is_open = True
@@ -348,8 +346,7 @@ class _Connection:
     def watch(self, epoll: select.epoll) -> None:
         """Ask to be woken for what this connection can do next.
 
-        Frames that were held back lie in ``frames``, where no poll sees them: then it is woken
-        as soon as it can be written to, which is at once unless replies are unread.
+        No poll sees frames that were held back: then it is woken as soon as it can be written to.
         """
         wanted = 0 if self.is_full else _IN
         if self.unsent or (self.is_held and wanted):
@@ -359,8 +356,8 @@ class _Connection:
             epoll.modify(self.socket, wanted)
 
     def tell(self, error: CachedError) -> None:
-        """Say why the connection is closed, if the peer listens."""
-        with self.lock, contextlib.suppress(OSError):
+        """Say why the connection is closed, if the peer listens; with the lock."""
+        with contextlib.suppress(OSError):
             self.send(encode({"id": None, **error_body(error)}), ())
 
     def hang_up(self) -> None:
@@ -375,10 +372,14 @@ class _Connection:
         self.socket.close()
 
 
+def _too_many(descriptors: tuple[int, ...]) -> DaemonUnavailable:
+    message = f"cannot send {len(descriptors)} files: too many are sent that nobody received yet"
+    return DaemonUnavailable(message, hint="raise the daemon's limit of open files (ulimit -n)")
+
+
 def _ancillary(descriptors: tuple[int, ...]) -> list[tuple[int, int, array.array[int]]]:
-    if not descriptors:
-        return []
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    return [rights] if descriptors else []
 
 
 def _message(reply: Reply, descriptors: tuple[int, ...]) -> tuple[bytes, tuple[int, ...]]:

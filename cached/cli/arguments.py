@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
+from cached.cli.terminal import say
 from cached.core.errors import InvalidConfig
 from cached.core.units import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from _typeshed import SupportsWrite
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +41,13 @@ class Parser(argparse.ArgumentParser):
             known = [name for argument in described(self) for name in argument.names]
             self.error(f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0], known)}")
         return options
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help; where argparse itself hides that it could not be written."""
+        if file is None:
+            say(self.format_help())
+        else:
+            super().print_help(file)
 
 
 class Argument(NamedTuple):
@@ -94,7 +104,8 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
         dest="timeout_s",
         type=duration,
         metavar="DURATION",
-        help="give up after so long, such as 30s or 2m (default: never)",
+        help="give up after so long, such as 30s or 2m; within it a daemon that does not listen "
+        "yet is waited for (default: never give up, but the daemon must listen)",
     )
 
 

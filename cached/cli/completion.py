@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from cached.cli.arguments import Parser, described
 from cached.cli.main import COMMANDS, OK, command_parser
+from cached.cli.terminal import say
 from cached.core.errors import CachedError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def parser(name: str) -> Parser:
 def run(options: argparse.Namespace) -> int:
     """Print what is asked for."""
     if options.shell == NAMES:
-        sys.stdout.write("".join(f"{name}\n" for name in _names()))
+        say("".join(f"{name}\n" for name in _names()))
     else:
-        sys.stdout.write({"bash": bash, "zsh": zsh, "fish": fish}[options.shell]())
+        say({"bash": bash, "zsh": zsh, "fish": fish}[options.shell]())
     return OK
 
 
@@ -165,7 +165,10 @@ def _takes_models(arguments: list[Argument]) -> bool:
 
 
 def _values(argument: Argument) -> list[str]:
-    return [choice for choice in argument.choices if choice != NAMES]
+    if argument.choices:
+        return [choice for choice in argument.choices if choice != NAMES]
+    words = argument.metavar.split("|")  # json|text; not SIZE|auto
+    return words if len(words) > 1 and argument.metavar.islower() else []
 
 
 def _is_path(argument: Argument) -> bool:

@@ -11,8 +11,8 @@ from cached.adapters.clock import SystemClock
 from cached.cli.arguments import Parser, add_socket, add_timeout
 from cached.cli.main import FAILED, OK, complain
 from cached.cli.progress import Progress, Sample
-from cached.cli.table import status_table
-from cached.cli.terminal import CLEAR_BELOW, CLEAR_LINE, HOME, terminal_of
+from cached.cli.table import named, status_table
+from cached.cli.terminal import CLEAR_BELOW, CLEAR_LINE, HOME, say, terminal_of
 from cached.client import settings
 from cached.client.connection import connect
 from cached.client.deadline import Deadline
@@ -52,14 +52,16 @@ class _Daemon:
 
     Args:
         address: of its socket; ``None``: where docs/wire.md says.
-        timeout_s: of what is waited for; ``None``: no limit.
+        timeout_s: of what is waited for, a daemon that does not listen yet included; ``None``: no
+            limit, but the daemon must listen.
     """
 
     def __init__(self, address: str | None, timeout_s: float | None = None) -> None:
         self.deadline = Deadline(timeout_s)
         self._timeout_s = timeout_s
         checked = settings.daemon_address(address, "--socket")
-        self._connection: Connection = connect(checked, self.deadline)
+        is_patient = timeout_s is not None  # the rule of cached.open
+        self._connection: Connection = connect(checked, self.deadline, is_patient=is_patient)
 
     def __enter__(self) -> _Daemon:
         try:
@@ -147,13 +149,13 @@ def _prefetch(options: argparse.Namespace) -> int:
         elif options.json:
             models = daemon.models(names)
     if options.json:
-        print(json.dumps(models, indent=2))
+        say(json.dumps(models, indent=2) + "\n")
     if options.no_wait:
         return OK
     lost = [model for model in models if model["state"] != "resident"]
     for model in lost:
         why = model["error"] or "it was evicted before it was complete; prefetch it again"
-        complain(f"{model['name']}: {why}")
+        complain(named(model["name"], why))
     return FAILED if lost else OK
 
 
@@ -210,7 +212,7 @@ def _status(options: argparse.Namespace) -> int:
 def _show_status(daemon: _Daemon, options: argparse.Namespace) -> None:
     reply = daemon.status(options.names)
     if options.json:
-        print(json.dumps(reply, indent=None if options.watch else 2), flush=True)
+        say(json.dumps(reply, indent=None if options.watch else 2) + "\n")
         return
     terminal = terminal_of(sys.stdout)
     table = status_table(reply, terminal)
@@ -218,7 +220,7 @@ def _show_status(daemon: _Daemon, options: argparse.Namespace) -> None:
         table = HOME + table.replace("\n", f"{CLEAR_LINE}\n") + CLEAR_BELOW
     elif options.watch:
         table += "\n"
-    print(table, end="", flush=True)
+    say(table)
 
 
 # --- wait and path
@@ -269,7 +271,7 @@ def _path(options: argparse.Namespace) -> int:
     if not path:
         message = f"{options.name} has no directory: the daemon keeps it in sealed memory"
         raise LoadFailed(message, hint="open it with cached.open")
-    print(path)
+    say(f"{path}\n")
     return OK
 
 
@@ -299,8 +301,14 @@ def _evict(options: argparse.Namespace) -> int:
                 complain(str(error))
                 code = FAILED
             else:
-                print(f"{name}: {format_bytes(freed_bytes)} freed")
+                say(f"{name}: {_evicted(freed_bytes)}\n")
     return code
+
+
+def _evicted(freed_bytes: int) -> str:
+    if not freed_bytes:
+        return "nothing of it was in memory"
+    return f"evicted, freeing {format_bytes(freed_bytes)}"  # the state that status shows next
 
 
 _PARSERS: dict[str, Callable[[str], Parser]] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached import __version__
-from cached.cli.terminal import printable
+from cached.cli.terminal import printable, say
 from cached.core.errors import (
     CachedError,
     DaemonUnavailable,
@@ -68,24 +69,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse has printed help or a usage error.
     """
+    _replace_closed_streams()
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a broken pipe must show here, not at exit
+        return _run_and_flush(list(sys.argv[1:] if argv is None else argv))
     except CachedError as error:
         complain(str(error))
         return exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered goes nowhere: docs.python.org/3/library/signal.html#note-on-sigpipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    return code
+
+
+def _replace_closed_streams() -> None:
+    """Stand in for streams that this process was started without (``>&-``).
+
+    What is written to stdout fails, for somebody wants it; what is said on stderr is lost.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull)  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - likewise
+
+
+def _run_and_flush(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
+    finally:
+        say("")  # what argparse wrote must fail here and not at exit
 
 
 def complain(text: str) -> None:
     """Print what is wrong on stderr, on one line."""
-    print(f"cached: {printable(text)}", file=sys.stderr)
+    with suppress(OSError):  # nobody is there to be told
+        print(f"cached: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: CachedError) -> int:
@@ -109,7 +126,7 @@ def _run(arguments: list[str]) -> int:
         code: int = options.run(options)
         return code
     if arguments[:1] == ["--version"]:
-        print(f"cached {__version__}")
+        say(f"cached {__version__}\n")
         return OK
     parser = _top_parser()
     if not arguments:
@@ -118,7 +135,8 @@ def _run(arguments: list[str]) -> int:
     if not arguments[0].startswith("-"):
         from cached.cli.arguments import nearest
 
-        parser.error(f"no command {arguments[0]!r}{nearest(arguments[0], list(COMMANDS))}")
+        hint = nearest(arguments[0], list(COMMANDS)) or "; cached --help shows them"
+        parser.error(f"no command {arguments[0]!r}{hint}")
     parser.parse(arguments)  # leaves, after --help or because of what it does not know
     return USAGE
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cached.cli.terminal import Terminal
 
 PLAIN_EVERY_S = 1.0
+WARM_UP_S = 1.0  # the headers come at once, also those of a load that is queued behind another
 RATE_WINDOW_S = 3.0  # long enough to be steady, short enough to show a stall
 MAX_BAR = 40
 MIN_BAR = 8
@@ -51,16 +52,21 @@ class Sample(NamedTuple):
 class Rate:
     """Bytes per second over the last few seconds."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_began_s", "_seen")
 
     def __init__(self) -> None:
+        self._began_s = 0.0
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, now_s: float, done_bytes: int) -> float:
-        """Note how much is there and return the rate; 0.0 until two times are known."""
+        """Note how much is there and return the rate since then; 0.0 for the first WARM_UP_S."""
         seen = self._seen
         if seen and done_bytes < seen[-1][1]:
             seen.clear()  # the load began anew
+        if not seen:
+            self._began_s = now_s
+        elif now_s - self._began_s < WARM_UP_S:
+            seen.clear()
         seen.append((now_s, done_bytes))
         while len(seen) > 2 and now_s - seen[1][0] >= RATE_WINDOW_S:
             seen.popleft()

@@ -92,7 +92,8 @@ CLI_HEAD = """\
 
 This page is written by `make docs` from the parsers in `cached/cli`.
 
-Errors are one line on stderr: `cached: what is wrong; what to do next`.
+Errors are one line on stderr: `cached: what is wrong; what to do next`. Before the line about wrong
+arguments stands the usage.
 
 | exit code | meaning |
 |---|---|

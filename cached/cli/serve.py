@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from cached.cli.arguments import Parser
@@ -45,7 +46,7 @@ def parser(name: str) -> Parser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; return the daemon's exit code.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; return the daemon's exit code.
 
     Raises:
         InvalidConfig: before anything was started.
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     config = load(vars(options))
     from cached.hosts.standalone import run as run_daemon  # with all that --help need not wait for
 
-    return run_daemon(config)
+    return run_daemon(config, options.config or os.environ.get(CONFIG_ENV))
 
 
 def _titles() -> list[str]:

@@ -33,10 +33,15 @@ def status_table(reply: Mapping[str, Any], terminal: Terminal) -> str:
         *_aligned([_row(model) for model in models], terminal),
     ]
     errors = [
-        printable(f"{model['name']}: {model['error']}") for model in models if model.get("error")
+        printable(named(model["name"], model["error"])) for model in models if model.get("error")
     ]
     lines += ["", *errors] if errors else []
     return "".join(f"{line}\n" for line in lines)
+
+
+def named(name: str, why: str) -> str:
+    """Return what is wrong with a model, behind its name unless the text names it."""
+    return why if why.startswith((f"cannot load {name}:", f"{name} needs ")) else f"{name}: {why}"
 
 
 def _daemon(reply: Mapping[str, Any]) -> str:

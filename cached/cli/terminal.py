@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, NamedTuple
+
+from cached.core.errors import CachedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +64,33 @@ def _columns(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
+
+
+class OutputLost(CachedError):
+    """Stdout takes nothing more: its disk is full, or it is closed."""
+
+
+def say(text: str) -> None:
+    """Write to stdout at once, and what others left in its buffer.
+
+    Raises:
+        OutputLost: it could not be written.
+        BrokenPipeError: nobody reads it any more.
+    """
+    try:
+        if text:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered goes nowhere, or the exit would try it once more:
+        # docs.python.org/3/library/signal.html#note-on-sigpipe
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            raise
+        message = f"cannot write the output: {error.strerror or 'stdout is closed'}"
+        raise OutputLost(message, hint="name another file, or make room for it") from error
 
 
 def printable(text: str) -> str:

@@ -87,7 +87,29 @@ def _unreachable(address: str, error: OSError) -> DaemonUnavailable:
     why = _ERRNO_TEXT.get(type(error), error.strerror or str(error))
     message = f"cannot connect to the daemon at {address}: {why}"
     hint = "start it (cached serve), or name its socket with CACHED_SOCKET"
+    if isinstance(error, PermissionError):
+        hint = _who_may_connect(address)
     return DaemonUnavailable(message, hint=hint)
+
+
+def _who_may_connect(address: str) -> str:
+    import grp  # only where they are needed
+    import pwd
+    from contextlib import suppress
+
+    try:
+        status = os.stat(address)
+    except OSError:
+        return "a directory on the way to it is closed to this user: ask whoever runs the daemon"
+    owner, group = str(status.st_uid), str(status.st_gid)
+    with suppress(KeyError):  # no name for that number
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    with suppress(KeyError):
+        group = grp.getgrgid(status.st_gid).gr_name
+    return (
+        f"it is of user {owner} and group {group}, with mode {status.st_mode & 0o777:04o}: be one "
+        "of these, or start the daemon with another --socket-mode"
+    )
 
 
 class Connection:

@@ -15,13 +15,20 @@ class Deadline:
 
     Attributes:
         timeout_s: as it was given, for messages.
+
+    Raises:
+        ValueError: it is no number.
     """
 
     __slots__ = ("_at_s", "timeout_s")
 
     def __init__(self, timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
-        self._at_s = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            self._at_s = None if timeout_s is None else time.monotonic() + timeout_s
+        except TypeError:
+            message = f"timeout_s must be a number of seconds, or None, was {timeout_s!r:.200}"
+            raise ValueError(message) from None
 
     @property
     def left_s(self) -> float | None:

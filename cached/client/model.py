@@ -203,7 +203,9 @@ class Model:
     def path(self) -> str:
         """Return a directory that any library opens; waits for the whole version.
 
-        It stays there while the lease does.
+        The files stay there while the lease does and the daemon runs: one that ends removes them
+        (``cached serve`` after SIGTERM at once, after SIGKILL when the next one starts). What is
+        mapped stays mapped, the tensors of this model included.
 
         Raises:
             TimedOut, DaemonUnavailable, Stale, LoadFailed: as for a tensor.

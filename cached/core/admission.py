@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cached.core.errors import OverBudget
 from cached.core.loads import footprint_bytes
 from cached.core.residency import Candidate, choose
-from cached.core.units import format_bytes
+from cached.core.units import format_bytes, format_bytes_down, format_bytes_up
 
 if TYPE_CHECKING:
     from cached.core.ledger import Ledger
@@ -67,12 +67,12 @@ def over_budget(
         budget_bytes: of all versions together.
     """
     message = (
-        f"{name} needs {format_bytes(needed_bytes)}, "
-        f"{format_bytes(max(0, free_bytes))} free (budget {format_bytes(budget_bytes)}, "
+        f"{name} needs {format_bytes_up(needed_bytes)}, "
+        f"{format_bytes_down(max(0, free_bytes))} free (budget {format_bytes_down(budget_bytes)}, "
         f"{format_bytes(leased_bytes)} of it leased)"
     )
     if needed_bytes > budget_bytes:
-        hint = f"give the daemon a memory budget of at least {format_bytes(needed_bytes)}"
+        hint = f"give the daemon a memory budget of at least {format_bytes_up(needed_bytes)}"
     else:
         hint = "close a model that is open, evict one, or give the daemon more memory"
     return OverBudget(message, hint=hint)

@@ -23,6 +23,7 @@ SERVICE_LINK = re.compile(
     r"CACHED(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NEXT_MODEL = re.compile(r"[,;][A-Za-z0-9][A-Za-z0-9._-]*=(s3|file)://")
 
 
 class Config(NamedTuple):
@@ -150,11 +151,20 @@ def named_models(texts: Iterable[str], source: str) -> dict[str, dict[str, Given
         if not mark or not name or "/" in name:
             message = f"a model must be NAME=URI, was {text!r} (from {source})"
             raise InvalidConfig(message, hint="for example llm=s3://models/llama/")
+        if NEXT_MODEL.search(uri):
+            message = f"a model must be NAME=URI, and {text!r} holds several (from {source})"
+            raise InvalidConfig(message, hint=_several_hint(source))
         if name in models:
             message = f"model {name} is named twice (from {source})"
             raise InvalidConfig(message, hint="keep one")
         models[name] = {"uri": Given(uri, source)}
     return models
+
+
+def _several_hint(source: str) -> str:
+    if source == MODELS_ENV:
+        return "separate models by white space: a=s3://m/a/ b=s3://m/b/"
+    return f"give {source} once for each"
 
 
 def resolve(levels: Iterable[Level], defaults: Mapping[str, Given] | None = None) -> Config:

@@ -103,11 +103,13 @@ class Refused(NamedTuple):
     Attributes:
         code: of the error.
         message: its text.
+        hint: what to do next; may be empty.
     """
 
     name: str
     code: str
     message: str
+    hint: str = ""
 
 
 class Retried(NamedTuple):
@@ -116,11 +118,13 @@ class Retried(NamedTuple):
     Attributes:
         code: why.
         delay_s: from now.
+        error: why, as a text.
     """
 
     name: str
     code: str
     delay_s: float
+    error: str = ""
 
 
 class Evicted(NamedTuple):

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from cached.core.reporting import About
 
 
+LAST_REQUESTS_S = 0.3
+"""After a drain has answered the last who waited: for what follows on an answer. The command
+line asks every 0.1 s; a worker that reads one tensor after the other, at once."""
+
+
 class Engine:
     """The daemon's mind. Not thread-safe: one consumer of the mailbox calls it.
 
@@ -50,6 +55,8 @@ class Engine:
         self._state = lifecycle.STARTING
         self._drain_s = drain_s
         self._stop_at_s: float | None = None
+        self._last_waited_s = 0.0  # when somebody waited, as far as a drain needs to know
+        self._is_waited_for = False
         self._wake_at_s: float | None = None
 
     def start(self, now_s: float) -> list[Effect]:
@@ -138,7 +145,7 @@ class Engine:
         return effects
 
     def _set_timer(self, now_s: float) -> None:
-        times = [self._loading.wake_at_s(now_s), self._stop_at_s]
+        times = [self._loading.wake_at_s(now_s), self._drained_at_s]
         wanted_s = min((time_s for time_s in times if time_s is not None), default=None)
         if wanted_s is not None and wanted_s != self._wake_at_s:
             self._wake_at_s = wanted_s
@@ -148,12 +155,27 @@ class Engine:
         if self._state == lifecycle.SERVING:
             self._advance("drain")
             self._stop_at_s = now_s + self._drain_s
+            self._last_waited_s = now_s
             self._shelf.is_draining = True
+            self._shelf.changed.update(dict.fromkeys(self._shelf.models))  # some wait in vain now
+        elif self._stop_at_s is not None:
+            self._stop_at_s = now_s
+
+    @property
+    def _drained_at_s(self) -> float | None:
+        """When the drain is over, if nothing happens; None if it has not begun or is over."""
+        if self._stop_at_s is None or self._serving.waiter_count:
+            return self._stop_at_s
+        if not self._serving.has_peers:
+            return self._last_waited_s
+        return min(self._stop_at_s, self._last_waited_s + LAST_REQUESTS_S)
 
     def _check_drained(self, now_s: float) -> None:
-        if self._state != lifecycle.DRAINING or self._stop_at_s is None:
-            return
-        if self._serving.waiter_count and now_s < self._stop_at_s:
+        was_waited_for, self._is_waited_for = self._is_waited_for, self._serving.waiter_count > 0
+        if was_waited_for or self._is_waited_for:
+            self._last_waited_s = now_s
+        drained_at_s = self._drained_at_s
+        if drained_at_s is None or now_s < drained_at_s:
             return
         self._stop_at_s = None
         self._serving.dismiss("the daemon is stopping")

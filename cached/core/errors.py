@@ -47,7 +47,8 @@ class CachedError(Exception):
     Attributes:
         code: the name on the wire and in metrics; one per class.
         message: a lower-case fact with values and units.
-        hint: what to do next; may be empty.
+        hint: what to do next; may be empty. Both are one line without control characters, for
+            parts of them are a store's or a file's own text and end on terminals.
         transient: whether the same call may succeed later.
     """
 
@@ -55,9 +56,15 @@ class CachedError(Exception):
     transient = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message = message
-        self.hint = hint
+        self.message = message = _printable(message)
+        self.hint = hint = _printable(hint)
         super().__init__(f"{message}; {hint}" if hint else message)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 class InvalidConfig(CachedError):

@@ -173,7 +173,7 @@ class Ticked(NamedTuple):
 
 
 class DrainRequested(NamedTuple):
-    """SIGTERM: take no new work, answer what can be answered, stop."""
+    """A signal: take no new work, answer what can be answered, stop; a second: stop at once."""
 
 
 Event = (

@@ -71,8 +71,9 @@ class Filling:
         load = self._shelf.current(event.file.of)
         if load is not None:
             path = load.manifest.objects[event.file.index].path
-            error = LoadFailed(f"{path}: {event.error.message}", hint=event.error.hint)
-            self._failed(load, error, now_s)
+            where = f"{path} of {load.manifest.uri}"
+            message = f"cannot load {load.of.name}: {where}: {event.error.message}"
+            self._failed(load, LoadFailed(message, hint=event.error.hint), now_s)
 
     def part_fetched(self, event: events.PartFetched, now_s: float) -> None:
         """Some more bytes are there."""
@@ -100,7 +101,8 @@ class Filling:
         has_moved = event.watermark > part.start and asked_s is None
         wait_s = 0.0 if has_moved else delay_s(failures, event.jitter_ratio, asked_s)
         load.resume_at_s = max(load.resume_at_s, now_s + wait_s)
-        self._shelf.effects.append(Retried(load.of.name, event.error.code, wait_s))
+        retried = Retried(load.of.name, event.error.code, wait_s, str(event.error))
+        self._shelf.effects.append(retried)
         self._read_header(load, part.file.index)
         self._advance(load, now_s)
 

@@ -23,6 +23,12 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """Of the JSON; the limit of the safetensors library (tensor.rs: MAX_HEADER_SIZE)."""
 
+MAX_MARKS = 2_000_000
+"""Of ``{``, ``[`` and ``,`` in the JSON: some 220,000 tensors; the largest files have a tenth.
+
+Without it 100 MB of ``[],`` become Python objects of 3 GB, beside the memory budget.
+"""
+
 MAX_SIZE = 2**63
 """Numbers stay below it, so that every size fits a signed 64-bit offset."""
 
@@ -198,8 +204,13 @@ def _size(dtype: str, shape: Iterable[int]) -> int:
 def _decoded(raw: Buffer, stop: int) -> dict[str, object]:
     if len(raw) < stop:
         _refuse(f"only {len(raw)} of {stop} bytes of the header are there", hint=_TAIL)
+    body = bytes(raw[LENGTH_BYTES:stop])
+    marks = sum(map(body.count, (b"{", b"[", b",")))
+    if marks > MAX_MARKS:
+        rule = f"must have at most {MAX_MARKS} of '{{', '[' and ',', has {marks}"
+        _refuse(f"header {rule}", hint="split the file into several with fewer tensors each")
     try:
-        text = bytes(raw[LENGTH_BYTES:stop]).decode()
+        text = body.decode()
     except UnicodeDecodeError as error:
         _refuse(f"header is not UTF-8: {error}", cause=error)
     if not text.startswith("{"):
@@ -320,6 +331,10 @@ def _refuse(message: str, *, hint: str = _DAMAGED, cause: BaseException | None =
 
 
 def _shown(value: object) -> str:
-    """Return a short form for messages: names may be as long as the header."""
-    text = repr(value)
+    """Return a short form for messages: names may be as long as the header, lists as deep."""
+    from reprlib import Repr
+
+    short = Repr()  # of a few members of each, and a few levels
+    short.maxstring = short.maxother = 100
+    text = short.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -75,10 +75,12 @@ class Loading:
         elif model.state == "admitting":
             self._admit(model, now_s)  # may evict now, where a mere prefetch had to wait
 
-    def hurry(self, model: Model) -> None:
+    def hurry(self, model: Model, now_s: float) -> None:
         """Ask the store again now, if a model waits to do that."""
         if model.state == "resolving" and model.retry_at_s is not None:
             self._list(model)
+        if model.load is not None:
+            model.load.resume_at_s = min(model.load.resume_at_s, now_s)
 
     def _list(self, model: Model) -> None:
         model.retry_at_s = None
@@ -120,7 +122,9 @@ class Loading:
             asked_s = event.error.retry_after_s if isinstance(event.error, StoreError) else None
             wait_s = delay_s(model.attempts, event.jitter_ratio, asked_s)
             model.retry_at_s = now_s + wait_s
-            self._shelf.effects.append(Retried(event.name, event.error.code, wait_s))
+            self._shelf.changed[event.name] = None  # nobody waits for that in a drain
+            retried = Retried(event.name, event.error.code, wait_s, str(event.error))
+            self._shelf.effects.append(retried)
         else:
             self._model_failed(model, event.error, now_s)
         self._admit_all(now_s)
@@ -215,7 +219,8 @@ class Loading:
         model.error = _told(error, VersionRef(model.ref.name, ""))
         model.is_asked = False
         self._shelf.changed[model.ref.name] = None
-        self._shelf.effects.append(Refused(model.ref.name, error.code, model.error.message))
+        told = model.error
+        self._shelf.effects.append(Refused(model.ref.name, error.code, told.message, told.hint))
         if model.ref.prefetch and (error.transient or isinstance(error, ObjectChanged)):
             wait_s = PREFETCH_AGAIN_S * 2 ** min(model.prefetch_failures, 10)
             model.retry_at_s = now_s + min(wait_s, PREFETCH_AGAIN_MAX_S)
@@ -297,7 +302,8 @@ class Loading:
         """Return when there is something to do though nothing happens; None if never."""
         times = [self._free_again_s]
         for model in self._shelf.models.values():
-            times.append(model.retry_at_s)
+            if not self._shelf.is_draining:
+                times.append(model.retry_at_s)
             if model.load is not None and model.load.resume_at_s > now_s:
                 times.append(model.load.resume_at_s)
         return min((time_s for time_s in times if time_s is not None), default=None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core import lifecycle
 from cached.core.effects import Free
-from cached.core.errors import TensorUnknown
+from cached.core.errors import BadRequest, TensorUnknown
 from cached.core.objects import Range
 
 if TYPE_CHECKING:
@@ -101,6 +101,26 @@ class Load:
             self.planner.has(index, wanted.start, wanted.stop) for index, wanted in ranges
         )
 
+    def header_bytes(self, index: int) -> int | None:
+        """Return where the data of a safetensors file starts, if that is known."""
+        header = self.headers.get(index)
+        return None if header is None else header.header_bytes
+
+    def check_ranges(self, ranges: Iterable[tuple[int, Range]]) -> None:
+        """Check that bytes which somebody names exist.
+
+        Raises:
+            BadRequest: the model has no such file, or the file no such bytes.
+        """
+        objects = self.manifest.objects
+        for index, span in ranges:
+            if index >= len(objects):
+                message = f"file {index} is not one of {len(objects)}"
+                raise BadRequest(message)
+            if span.stop > objects[index].size_bytes:
+                message = f"range stops at {span.stop}, the file at {objects[index].size_bytes}"
+                raise BadRequest(message)
+
     def tensor_ranges(self, names: Iterable[str]) -> list[tuple[int, Range]]:
         """Return where the named tensors are: index of the file, and bytes.
 
@@ -129,7 +149,13 @@ class Load:
             if tensor is not None and name.startswith(prefix):
                 return index, _range_of(tensor)
         message = f"{self.of.name} has no tensor named {name[:128]!r}"
-        raise TensorUnknown(message)
+        raise TensorUnknown(message, hint=self._names_hint())
+
+    def _names_hint(self) -> str:
+        for header in self.headers.values():
+            for name in header.tensors:
+                return f"names are those of its safetensors files, such as {name[:128]}"
+        return "it has no tensors: none of its files is a safetensors file with some"
 
 
 class Model:
@@ -181,6 +207,11 @@ class Model:
         self.frequency = 0.0
         self.last_used_s = 0.0
         self.learnt: tuple[str, tuple[tuple[int, int, int], ...]] = ("", ())
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether its next event is awaited; not so in a back-off, which a timer has to end."""
+        return self.state not in {"absent", "failed"} and self.retry_at_s is None
 
     def advance(self, trigger: str) -> None:
         """Change the state by the table, and in no other way."""

@@ -8,7 +8,7 @@ worth 0.11 s of it; from 0.3 GB/s on they are as long as they get.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final
 
 from cached.core.ranges import RangeSet
@@ -27,6 +27,7 @@ TENSOR_BYTES: Final = 16 << 20  # as large as most that a worker waits for
 SLOW_WAIT_S: Final = 0.43
 FAST_WAIT_S: Final = 0.36
 MAX_TOUCHED: Final = 10_000  # about 1 MiB of memory
+MAX_GONE: Final = 1_000  # wants that were given up, in a queue: taken out by the thousand
 
 # Whose turn it is: the lower first.
 _WANTED_AGAIN: Final = 0  # failed, and a worker waits
@@ -175,13 +176,18 @@ class Planner:
         learnt: ``touched`` of an earlier planner of the same version.
     """
 
-    __slots__ = ("_files", "_missing_bytes", "_next_seq", "_parked", "_queue", "_touched", "_wants")
+    __slots__ = (
+        *("_files", "_gone", "_missing_bytes", "_next_seq", "_parked"),
+        *("_queue", "_queued", "_touched", "_wants"),
+    )
 
     def __init__(self, manifest: Manifest, *, learnt: Sequence[Planned] = ()) -> None:
         self._files: list[_File] = []
         self._queue: list[_Entry] = []
         self._parked: dict[int, list[_Entry]] = {}  # behind a gate, by file
-        self._wants: set[Planned] = set()  # those in the queue or parked
+        self._wants: dict[Planned, int] = {}  # how many wait for each
+        self._queued: dict[Planned, int] = {}  # those of them in the queue or parked: number
+        self._gone = 0  # entries of wants that were given up
         self._touched: dict[Planned, None] = {}
         self._next_seq = 0
         self._missing_bytes = manifest.size_bytes
@@ -254,15 +260,22 @@ class Planner:
             turn, _, where = entry = self._queue[0]
             index, start, stop = where
             file = self._files[index]
-            span = file.pending.first(start, min(stop, file.gate))
+            is_due = self._is_due(entry)
+            span = file.pending.first(start, min(stop, file.gate)) if is_due else None
             if span is not None:
                 return turn, index, start, span
             heappop(self._queue)
-            if file.pending.first(start, stop) is not None:
+            if not is_due:
+                self._gone -= 1
+            elif file.pending.first(start, stop) is not None:
                 self._parked.setdefault(index, []).append(entry)
             elif turn == _WANTED:
-                self._wants.discard(where)
+                del self._queued[where]
         return None
+
+    def _is_due(self, entry: _Entry) -> bool:
+        """Return whether somebody still waits for it, if it is a want."""
+        return entry[0] != _WANTED or self._queued.get(entry[2]) == entry[1]
 
     def done(self, file: int, start: int, stop: int) -> None:
         """Note that bytes are there, in flight or not; again does no harm."""
@@ -288,9 +301,30 @@ class Planner:
             self._touched.setdefault(where)
         state = self._files[file]
         state.want(start, stop)
-        if where not in self._wants and state.pending.first(start, stop) is not None:
-            self._wants.add(where)
+        self._wants[where] = self._wants.get(where, 0) + 1
+        if where not in self._queued and state.pending.first(start, stop) is not None:
+            self._queued[where] = self._next_seq
             self._push(_WANTED, where)
+
+    def give_up(self, file: int, start: int, stop: int) -> None:
+        """Take one ``want`` of exactly this range back: nobody may wait for it any more."""
+        where = (file, start, stop)
+        count = self._wants.get(where, 0)
+        if count > 1:
+            self._wants[where] = count - 1
+        elif count:
+            del self._wants[where]
+            self._gone += self._queued.pop(where, None) is not None
+            if self._gone > max(MAX_GONE, len(self._wants)):
+                self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Take out the wants that nobody waits for; else they stay until it would be their turn."""
+        self._queue = [entry for entry in self._queue if self._is_due(entry)]
+        heapify(self._queue)
+        for index, entries in self._parked.items():
+            self._parked[index] = [entry for entry in entries if self._is_due(entry)]
+        self._gone = 0
 
     def header_known(self, file: int, header_bytes: int) -> None:
         """Open a safetensors file: plan the rest of its header, if any, then all of it.

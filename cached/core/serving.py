@@ -22,13 +22,16 @@ from cached.core.errors import (
 from cached.core.objects import FileRef, PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cached.core.events import Connected, Requested
     from cached.core.loading import Loading
     from cached.core.loads import Load, Model, Shelf
     from cached.core.objects import Range, VersionRef
     from cached.core.reporting import About
+
+    Ask = Callable[[], "Answer | None"]
+    Wants = Sequence[tuple[int, Range]]
 
 LOCAL = PeerId(0)
 """The daemon's own threads (HTTP): said hello, and may do what its owner may."""
@@ -41,14 +44,18 @@ class Peer:
 
     Attributes:
         lease: the load it holds; None before ``open``.
+        is_opening: an ``open`` is not answered yet.
+        ranges: how many it waits for, in all its requests.
     """
 
-    __slots__ = ("has_greeted", "lease", "uid")
+    __slots__ = ("has_greeted", "is_opening", "lease", "ranges", "uid")
 
     def __init__(self, uid: int, *, has_greeted: bool = False) -> None:
         self.uid = uid
         self.has_greeted = has_greeted
         self.lease: Load | None = None
+        self.is_opening = False
+        self.ranges = 0
 
 
 class Waiter(NamedTuple):
@@ -56,12 +63,14 @@ class Waiter(NamedTuple):
 
     Attributes:
         answer: returns the reply, or None to wait on; raises the error that is the reply.
+        wants: what the planner of the lease's load holds for it until it is answered.
     """
 
     peer: PeerId
     request_id: int
     op: str
-    answer: Callable[[], Answer | None]
+    answer: Ask
+    wants: Wants = ()
 
 
 class Serving:
@@ -93,6 +102,11 @@ class Serving:
         }
 
     @property
+    def has_peers(self) -> bool:
+        """Whether anybody is connected."""
+        return len(self._peers) > 1  # the daemon's own threads are one
+
+    @property
     def waiter_count(self) -> int:
         """How many requests are not answered yet."""
         return sum(len(waiters) for waiters in self._waiters.values())
@@ -107,6 +121,9 @@ class Serving:
         if peer is None:
             return
         for name, waiters in self._waiters.items():
+            for waiter in waiters:
+                if waiter.peer == peer_id:
+                    self._ended(peer, waiter)
             self._waiters[name] = [waiter for waiter in waiters if waiter.peer != peer_id]
         if peer.lease is not None:
             peer.lease.holders.discard(peer_id)
@@ -154,17 +171,26 @@ class Serving:
         self._send(waiter, answer)
         return True
 
+    @staticmethod
+    def _ended(peer: Peer, waiter: Waiter) -> None:
+        """Take back what a request that waits no more had asked for."""
+        if waiter.op == "open":
+            peer.is_opening = False
+        if peer.lease is not None:
+            for index, span in waiter.wants:
+                peer.lease.planner.give_up(index, span.start, span.stop)
+        peer.ranges -= len(waiter.wants)
+
     def _send(self, waiter: Waiter, answer: Answer) -> None:
+        self._ended(self._peers[waiter.peer], waiter)
         body, files = answer
         self._shelf.effects.append(Reply(waiter.peer, waiter.request_id, waiter.op, body, files))
 
     def _reply(self, event: Requested, body: dict[str, object]) -> None:
         self._shelf.effects.append(Reply(event.peer, event.request_id, event.op, body))
 
-    def _answer_or_wait(
-        self, event: Requested, name: str, answer: Callable[[], Answer | None]
-    ) -> None:
-        waiter = Waiter(event.peer, event.request_id, event.op, answer)
+    def _answer_or_wait(self, event: Requested, name: str, ask: Ask, wants: Wants = ()) -> None:
+        waiter = Waiter(event.peer, event.request_id, event.op, ask, wants)
         if not self._try(waiter):
             self._waiters.setdefault(name, []).append(waiter)
 
@@ -174,22 +200,13 @@ class Serving:
         wire.check_protocol(event.fields.get("protocol"))
         peer.has_greeted = True
         about = self._about
-        body: dict[str, object] = {
-            "protocol": list(wire.PROTOCOL),
-            "daemon": about.version,
-            "pid": about.pid,
-        }
-        self._reply(event, body)
+        protocol = list(wire.PROTOCOL)
+        self._reply(event, {"protocol": protocol, "daemon": about.version, "pid": about.pid})
 
     def _open(self, peer: Peer, event: Requested, now_s: float) -> None:
-        if peer.lease is not None or event.peer == LOCAL:
-            message = f"this connection holds a lease of {peer.lease.of}" if peer.lease else "local"
-            raise BadRequest(message, hint="open another connection for another lease")
+        self._refuse_another_lease(peer, event.peer)
         model = self._model(wire.text(event.fields, "model"))
-        until = wire.optional_text(event.fields, "until") or "header"
-        if until not in {"header", "ready"}:
-            message = f"until must be header or ready, was {until[:64]!r}"
-            raise BadRequest(message)
+        until = wire.until(event.fields)
         names = wire.names(event.fields, "tensors")
         self._refuse_when_draining()
         self._loading.used(model, now_s)
@@ -201,6 +218,8 @@ class Serving:
             if load is None:
                 if model.state == "failed" and model.error is not None:
                     raise model.error
+                if not model.is_under_way:
+                    self._refuse_when_draining()
                 self._loading.want(model, now_s)  # it was evicted in the meantime
                 return None
             if not load.has_headers:
@@ -214,23 +233,17 @@ class Serving:
                 return None
             return self._grant(peer, event.peer, load)
 
+        peer.is_opening = True
         self._answer_or_wait(event, model.ref.name, answer)
 
     def _grant(self, peer: Peer, peer_id: PeerId, load: Load) -> Answer:
         peer.lease = load
         load.holders.add(peer_id)
-        files: list[dict[str, object]] = []
-        for index, stored in enumerate(load.manifest.objects):
-            header = load.headers.get(index)
-            files.append(
-                {
-                    "path": stored.path,
-                    "size": stored.size_bytes,
-                    "header_bytes": header.header_bytes if header else None,
-                }
-            )
-        sent = tuple(FileRef(load.of, index) for index in range(len(files)))
-        sent = sent[: wire.MAX_DESCRIPTORS]
+        files = [
+            {"path": stored.path, "size": stored.size_bytes, "header_bytes": load.header_bytes(at)}
+            for at, stored in enumerate(load.manifest.objects)
+        ]
+        sent = tuple(FileRef(load.of, at) for at in range(min(len(files), wire.MAX_DESCRIPTORS)))
         body: dict[str, object] = {
             "name": load.of.name,
             "version": load.of.version,
@@ -253,25 +266,30 @@ class Serving:
     def _wait(self, peer: Peer, event: Requested, now_s: float) -> None:
         load = self._lease(peer)
         ranges = wire.ranges(event.fields)
-        for index, span in ranges or ():
-            if index >= len(load.manifest.objects):
-                message = f"file {index} is not one of {len(load.manifest.objects)}"
-                raise BadRequest(message)
-            if span.stop > load.manifest.objects[index].size_bytes:
-                size_bytes = load.manifest.objects[index].size_bytes
-                message = f"range stops at {span.stop}, the file at {size_bytes}"
-                raise BadRequest(message)
+        wants = ranges or []
+        load.check_ranges(wants)
+        if peer.ranges + len(wants) > wire.MAX_RANGES_WAITING:
+            message = (
+                f"this connection waits for {peer.ranges} ranges already: "
+                f"at most {wire.MAX_RANGES_WAITING} are allowed"
+            )
+            raise BadRequest(message, hint="wait for the answers to earlier requests")
+        for index, span in wants:
             load.planner.want(index, span.start, span.stop)
+        peer.ranges += len(wants)
+        missing = wants[::-1]
 
         def answer() -> Answer | None:
-            if load.is_complete if ranges is None else load.covers(ranges):
+            while missing and load.covers(missing[-1:]):  # so each is looked at about once
+                missing.pop()
+            if load.is_complete if ranges is None else not missing:
                 return self._progress(load, {"path": load.path} if ranges is None else {})
             if load.error is not None:
                 raise load.error
             self._refuse_when_retired(load)
             return None
 
-        self._answer_or_wait(event, load.of.name, answer)
+        self._answer_or_wait(event, load.of.name, answer, wants)
 
     def _arrivals(self, peer: Peer, event: Requested, now_s: float) -> None:
         load = self._lease(peer)
@@ -323,7 +341,7 @@ class Serving:
         model = self._model(wire.text(event.fields, "model"))
         self._refuse_when_draining()
         self._loading.want(model, now_s)
-        self._loading.hurry(model)
+        self._loading.hurry(model, now_s)
         self._reply(event, {"state": model.state})
 
     def _evict(self, peer: Peer, event: Requested, now_s: float) -> None:
@@ -331,7 +349,8 @@ class Serving:
         model = self._model(wire.text(event.fields, "model"))
         load = model.load
         if load is not None and load.holders:
-            message = f"{model.ref.name} is leased by {len(load.holders)} workers"
+            count = len(load.holders)
+            message = f"{model.ref.name} is leased by {count} worker{'s' if count > 1 else ''}"
             raise NotPermitted(message, hint="evict it when they have closed it")
         freed_bytes = self._loading.evict(model, now_s)
         self._reply(event, {"freed_bytes": freed_bytes})
@@ -351,6 +370,13 @@ class Serving:
         if peer.lease is None:
             raise BadRequest("this connection holds no lease", hint="send open first")
         return peer.lease
+
+    @staticmethod
+    def _refuse_another_lease(peer: Peer, peer_id: PeerId) -> None:
+        if peer.lease is not None or peer.is_opening or peer_id == LOCAL:
+            what = f"holds a lease of {peer.lease.of}" if peer.lease else "has asked for a lease"
+            message = f"this connection {what}"
+            raise BadRequest(message, hint="open another connection for another lease")
 
     @staticmethod
     def _progress(load: Load, more: dict[str, object]) -> Answer:

@@ -78,6 +78,27 @@ def format_bytes(size_bytes: float) -> str:
     return _scaled(size_bytes, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
 
 
+def format_bytes_up(size_bytes: int) -> str:
+    """Return a size for people that is enough: as ``format_bytes``, never less."""
+    return format_bytes(_whole_tenths(size_bytes, is_up=True))
+
+
+def format_bytes_down(size_bytes: int) -> str:
+    """Return a size for people that is there: as ``format_bytes``, never more."""
+    return format_bytes(_whole_tenths(size_bytes, is_up=False))
+
+
+def _whole_tenths(size_bytes: int, *, is_up: bool) -> float:
+    """Return the next size, up or down, that one decimal shows exactly."""
+    scale = 1
+    while scale < 1024**4 and scale * 1024 <= size_bytes:
+        scale *= 1024
+    if scale == 1:
+        return size_bytes
+    tenths = -(-size_bytes * 10 // scale) if is_up else size_bytes * 10 // scale
+    return tenths * scale / 10
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: ``250 ms``, ``2.5 s``, ``1m30s``, ``2h``."""
     if 0 < seconds < 0.9995:

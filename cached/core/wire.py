@@ -17,6 +17,9 @@ MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_REPLY_BYTES: Final = 64 << 20
 MAX_DESCRIPTORS: Final = 128
 MAX_OUTSTANDING: Final = 64
+MAX_RANGES: Final = 8192  # of one wait; ours of longer lists come in several
+MAX_RANGES_WAITING: Final = 4 * MAX_RANGES  # of one connection, about 6 MiB of memory
+MAX_DEPTH: Final = 8  # of lists and objects in a frame; ours need 4
 LENGTH_BYTES: Final = 4
 MAX_NUMBER: Final = 2**53 - 1
 
@@ -80,11 +83,29 @@ class FrameBuffer:
         if not isinstance(body, dict):
             message = f"frame holds a {type(body).__name__}, not an object"
             raise FrameError(message)
+        if _is_deep(body):
+            message = f"frame of {size_bytes} bytes is nested deeper than {MAX_DEPTH}"
+            raise FrameError(message)
         return body
 
     def __iter__(self) -> Iterator[dict[str, object]]:
         while (frame := self.next_frame()) is not None:
             yield frame
+
+
+def _is_deep(body: dict[str, object]) -> bool:
+    """Return whether something in it lies deeper than ``MAX_DEPTH``; recurses into nothing."""
+    level: list[dict[str, object] | list[object]] = [body]
+    for _ in range(MAX_DEPTH):
+        level = [
+            value
+            for outer in level
+            for value in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(value, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 _CLASSES = {
@@ -124,8 +145,7 @@ def check_protocol(theirs: object, *, peer: str = "client") -> None:
         or len(theirs) != 2
         or not all(type(part) is int for part in theirs)
     ):
-        message = f"protocol must be [major, minor], was {theirs!r:.64}"
-        raise BadRequest(message)
+        raise _wrong("protocol", "[major, minor]", theirs)
     if theirs[0] != PROTOCOL[0]:
         we = "daemon" if peer == "client" else "client"
         older = peer if theirs[0] < PROTOCOL[0] else we
@@ -172,6 +192,19 @@ def names(fields: Mapping[str, object], key: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
+def until(fields: Mapping[str, object]) -> str:
+    """Return what an ``open`` waits for: ``header``, if it says nothing, or ``ready``.
+
+    Raises:
+        BadRequest: it is something else.
+    """
+    found = optional_text(fields, "until") or "header"
+    if found not in {"header", "ready"}:
+        message = f"until must be header or ready, was {found[:64]!r}"
+        raise BadRequest(message)
+    return found
+
+
 def ranges(fields: Mapping[str, object]) -> list[tuple[int, Range]] | None:
     """Return ``ranges`` of a wait; None for ``"all"``."""
     value = fields.get("ranges")
@@ -179,6 +212,9 @@ def ranges(fields: Mapping[str, object]) -> list[tuple[int, Range]] | None:
         return None
     if not isinstance(value, list):
         raise _wrong("ranges", 'a list or "all"', value)
+    if len(value) > MAX_RANGES:
+        message = f"ranges must be at most {MAX_RANGES}, were {len(value)}"
+        raise BadRequest(message, hint="ask for some of them at a time")
     found = []
     for item in value:
         if not isinstance(item, list) or len(item) != 3:
@@ -197,4 +233,11 @@ def _number(value: object, key: str) -> int:
 
 
 def _wrong(key: str, rule: str, value: object) -> BadRequest:
-    return BadRequest(f"{key} must be {rule}, was {value!r:.64}")
+    """Return the refusal; of a list or an object it shows the length only, whatever is in it."""
+    if isinstance(value, str):
+        shown = repr(value[:64])
+    elif isinstance(value, (dict, list)):
+        shown = f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    else:
+        shown = f"{value!r:.64}"
+    return BadRequest(f"{key} must be {rule}, was {shown}")

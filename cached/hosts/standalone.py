@@ -32,7 +32,7 @@ from cached.hosts.stores import stores
 from cached.runner import Ports, Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from cached.core.config import Config
     from cached.core.effects import Effect
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # After the first listing was asked for. It has mostly ended by then, and GETs are under way; if
 # the store hangs, probes are answered nevertheless (Kubernetes gives them 1 s).
 HTTP_LATEST_S = 0.3
+MAX_MODELS_NAMED = 8  # where a probe is told why the daemon is not ready
 
 
 class HttpStart:
@@ -101,31 +102,69 @@ class Readiness:
     """An observer that latches: every model that is prefetched at start has been complete.
 
     A daemon that is being stopped is not ready any more.
+
+    Args:
+        prefetched: the models' names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefetched: Iterable[str]) -> None:
         self.is_ready = False
         self.is_draining = False
+        self._missing = dict.fromkeys(prefetched, "is queued")  # what it does, by model
+        self._errors: dict[str, str] = {}  # the last, by model
 
     def happened(self, event: Event, now_s: float) -> None:
-        """See whether the daemon is to stop."""
-        if isinstance(event, events.DrainRequested):
-            self.is_draining = True
+        """See whether the daemon is to stop, or a model is there."""
+        match event:
+            case events.DrainRequested():
+                self.is_draining = True
+            case events.Published():
+                self._missing.pop(event.of.name, None)
+            case _:
+                pass
 
     def decided(self, effect: Effect, now_s: float) -> None:
         """Take note of the engine's word."""
-        if isinstance(effect, effects.MarkReady):
-            self.is_ready = True
+        match effect:
+            case effects.MarkReady():
+                self.is_ready = True
+            case effects.Resolve():
+                self._note(effect.ref.name, "is being listed")
+            case effects.CreateSegments():
+                self._note(effect.of.name, "is loading")
+            case effects.Retried():
+                self._errors[effect.name] = effect.error
+            case effects.Refused():
+                self._note(effect.name, "has failed")
+                self._errors[effect.name] = effect.message
+            case _:
+                pass
+
+    def _note(self, name: str, doing: str) -> None:
+        if name in self._missing:
+            self._missing[name] = doing
 
     def why_not(self) -> str:
-        """Return why the daemon is not ready; empty when it is."""
+        """Return why the daemon is not ready; empty when it is. Any thread."""
         if self.is_draining:
             return "the daemon is stopping"
-        return "" if self.is_ready else "models that are prefetched at start are not all there yet"
+        if self.is_ready:
+            return ""
+        told = [
+            f"{name} {doing}" + (f" ({error})" if (error := self._errors.get(name)) else "")
+            for name, doing in list(self._missing.items())[:MAX_MODELS_NAMED]
+        ]
+        if len(self._missing) > MAX_MODELS_NAMED:
+            told.append(f"and {len(self._missing) - MAX_MODELS_NAMED} more")
+        return "models that are prefetched at start are not all there yet: " + ", ".join(told)
 
 
-def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code.
+def run(config: Config, config_file: str | None = None) -> int:
+    """Serve until a signal ends it; return the exit code.
+
+    Args:
+        config: what it shall be.
+        config_file: where part of that was read, for the log; None: no file.
 
     Raises:
         InvalidConfig: the socket, the port or the segment root cannot be had. Nothing is left
@@ -135,11 +174,17 @@ def run(config: Config) -> int:
     writer = Writer(2, clock, level=config.log_level, is_text=config.log_format == "text")
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
-        _serve(config, clock, writer, stack)
+        _serve(config, config_file, clock, writer, stack)
     return 0
 
 
-def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib.ExitStack) -> None:
+def _serve(
+    config: Config,
+    config_file: str | None,
+    clock: SystemClock,
+    writer: Writer,
+    stack: contextlib.ExitStack,
+) -> None:
     began_s = clock.now_s()
     open_files = raise_open_files()
     mailbox = Mailbox()
@@ -150,11 +195,9 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
     stack.callback(workers.stop)
     segments = TmpfsSegments(config.segment_root, dir_mode=_directory_mode(config.socket_mode))
     stack.callback(segments.purge)
-    if segments.swept:
-        swept_bytes = sum(left.size_bytes for left in segments.swept)
-        writer.write(
-            "info", "left-overs swept", versions=len(segments.swept), size_bytes=swept_bytes
-        )
+    if swept := segments.swept:
+        swept_bytes = sum(left.size_bytes for left in swept)
+        writer.write("info", "left-overs swept", versions=len(swept), size_bytes=swept_bytes)
     memory = SystemMemory(config.segment_root)
     by_scheme = stores(config, clock, writer)
     for store in by_scheme.values():
@@ -164,7 +207,7 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
         stores=by_scheme, segments=segments, memory=memory, replies=inquiries, clock=clock
     )
     metrics = _metrics(config, memory, workers, mailbox, writer)
-    readiness = Readiness()
+    readiness = Readiness(ref.name for ref in config.models if ref.prefetch)
     http = _http(config, inquiries, metrics, readiness, writer, stack)
     budget_bytes = _budget_bytes(config, memory)
     daemon = Daemon(
@@ -182,6 +225,8 @@ def _serve(config: Config, clock: SystemClock, writer: Writer, stack: contextlib
         pid=os.getpid(),
         socket=config.socket,
         segment_root=config.segment_root,
+        endpoint=config.endpoint_url or "AWS",
+        config_file=config_file or "none",
         models=len(config.models),
         budget_bytes=budget_bytes,
         open_files=open_files,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -31,6 +32,10 @@ def connects(address: str | Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
     return True
+
+
+def lock_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
 
 
 def leave_dead(path: Path) -> None:
@@ -226,11 +231,52 @@ def test_of_two_daemons_that_start_at_once_one_is_refused(path: Path):
 
 def test_a_directory_that_stays_locked_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listening_socket, "LOCK_TRIES", 2)
-    folder = listening_socket._open_directory(str(path.parent), "/elsewhere")
-    listening_socket._lock(folder, str(path.parent))
-    with pytest.raises(InvalidConfig, match="locked by another process"):
-        listen(str(path))
+    with lock_of(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InvalidConfig, match="locked by another process"):
+            listen(str(path))
+    assert not path.exists()
+
+
+def test_who_locks_the_directory_does_not_keep_a_daemon_from_starting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(listening_socket, "LOCK_TRIES", 2)
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    listening = listen(str(path))
+    assert connects(path)
+    listening.close()
     os.close(folder)
+
+
+def test_only_the_daemons_user_can_open_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch):
+    modes = []
+    rename = os.rename
+
+    def look(*names: str) -> None:
+        modes.append(stat.S_IMODE(lock_of(path).stat().st_mode))
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", look)
+    listen(str(path)).close()
+    assert modes == [0o600]
+
+
+def test_a_lock_that_a_killed_daemon_left_is_taken_over_and_removed(path: Path):
+    lock_of(path).touch()
+    listening = listen(str(path))
+    assert list(path.parent.iterdir()) == [path]
+    listening.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_lock_of_somebody_else_is_refused(path: Path):
+    lock_of(path).touch()
+    os.chown(lock_of(path), 4711, 4711)
+    with pytest.raises(InvalidConfig, match=r"belongs to uid 4711|Permission denied"):
+        listen(str(path))
+    assert lock_of(path).exists()
 
 
 def test_a_temporary_name_that_is_in_use_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -329,6 +375,18 @@ def test_the_mode_of_an_abstract_socket_is_applied_to_the_peer(abstract: str):
         assert listening.admits(4711, 4711) == bool(stranger)
         assert listening.admits(4711, group) == bool(colleague)
         listening.close()
+
+
+def test_who_takes_every_place_leaves_some_to_others_to_root_and_to_the_daemons_user(path: Path):
+    listening = listen(str(path))
+    connected: list[int] = []
+    for uid in (4711, 4712, os.geteuid()):
+        while listening.has_place(uid, connected, 1024):
+            connected.append(uid)
+
+    assert [connected.count(uid) for uid in (4711, 4712, os.geteuid())] == [768, 192, 64]
+    assert listening.has_place(0, connected[:-1], 1024)
+    listening.close()
 
 
 def test_at_a_path_the_kernel_has_checked_already(path: Path):

@@ -357,6 +357,31 @@ def test_a_refused_request_is_told_but_one_that_was_given_up_is_not(pipe: Pipe):
     assert (line["level"], line["code"], line["error"]) == ("info", "model_unknown", "m")
 
 
+def test_a_refusal_tells_what_to_do_and_a_retry_why(pipe: Pipe):
+    body: dict[str, object] = {"error": {"code": "model_unknown", "message": "m", "hint": "name"}}
+    pipe.log.decided(effects.Reply(PEER, 2, "open", body), 1.0)
+    pipe.log.decided(effects.Refused("llm", "over_budget", "no room", "free some"), 1.0)
+    pipe.log.decided(effects.Retried("llm", "store_unavailable", 0.5, "503; wait"), 1.0)
+    request, load, retry = pipe.lines()
+    assert (request["error"], request["hint"]) == ("m", "name")
+    assert (load["message"], load["hint"]) == ("no room", "free some")
+    assert retry["error"] == "503; wait"
+
+
+def test_a_drain_tells_what_it_waits_for_and_how_to_end_it_at_once(pipe: Pipe):
+    gone = PeerId(8)
+    for peer, request_id in ((PEER, 1), (PEER, 2), (gone, 1)):
+        pipe.log.happened(events.Requested(peer, request_id, "wait", {}), 1.0)
+    pipe.log.decided(effects.Reply(PEER, 1, "wait", {}), 1.0)
+    pipe.log.happened(events.Disconnected(gone), 1.0)
+    for _ in range(2):
+        pipe.log.happened(events.DrainRequested(), 1.0)
+    first, second = pipe.lines()
+    assert (first["event"], first["requests_under_way"]) == ("drain requested", 1)
+    assert "second signal ends it at once" in str(first["hint"])
+    assert (second["event"], second["requests_given_up"]) == ("drain cut short", 1)
+
+
 def test_a_storm_of_retries_is_one_line_in_ten_seconds_with_a_count(pipe: Pipe):
     for n in range(1000):
         pipe.log.decided(effects.Retried("llm", "store_unavailable", 0.5), n / 100)

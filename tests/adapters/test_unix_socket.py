@@ -37,7 +37,7 @@ from cached.core.objects import PeerId
 from cached.core.wire import MAX_OUTSTANDING, MAX_REQUEST_BYTES, FrameBuffer, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cached.core.events import Event
 
@@ -299,6 +299,29 @@ def test_a_worker_that_does_not_receive_descriptors_loses_its_connection(served:
     assert served.event() == Disconnected(peer)
     assert served.server.counts().unread == 1
     assert len(open_descriptors()) < len(before) + 2
+
+
+def test_who_gets_no_files_because_others_do_not_receive_theirs_is_told_so(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    def full(descriptors: tuple[int, ...]) -> list[object]:
+        if descriptors:  # what sendmsg raises: unix(7)
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return []
+
+    worker, peer = served.worker()
+    monkeypatch.setattr(unix_socket, "_ancillary", full)
+    worker.ask(1, "open")
+    served.answer(served.request(), a_file())
+
+    reply = worker.reply()
+
+    assert reply is not None
+    assert reply["id"] is None
+    assert "daemon_unavailable" in str(reply["error"])
+    assert "ulimit -n" in str(reply["error"])
+    assert worker.reply() is None
+    assert served.event() == Disconnected(peer)  # and with it goes the lease
 
 
 def test_a_worker_that_receives_its_descriptors_may_have_any_number(served: Served):
@@ -653,7 +676,7 @@ def test_more_connections_than_allowed_are_told_so(directory: str):
     error = reply["error"]
     assert isinstance(error, dict)
     assert error["code"] == "daemon_unavailable"
-    assert error["message"] == "2 connections are open, which is the most"
+    assert error["message"] == (f"2 connections are open, which is the most for uid {os.geteuid()}")
     assert refused.reply() is None
     first.close()
     assert served.event() == Disconnected(peer)
@@ -672,6 +695,9 @@ class Strict:
     def admits(self, uid: int, gid: int) -> bool:
         assert (uid, gid) == (os.geteuid(), os.getegid())
         return False
+
+    def has_place(self, uid: int, connected: Sequence[int], most: int) -> bool:
+        raise AssertionError("asked for somebody who may not connect")
 
     def close(self) -> None:
         self._inner.close()

@@ -59,6 +59,9 @@ def test_options_and_models_are_completed(path: str):
 def test_values_of_options_are_completed(path: str):
     assert completed(path, "cached", "wait", "--until", "") == {"header", "ready"}
     assert completed(path, "cached", "wait", "--timeout", "") == set()
+    assert completed(path, "cached", "serve", "--log-format", "") == {"json", "text"}
+    assert completed(path, "cached", "serve", "--addressing-style", "p") == {"path"}
+    assert completed(path, "cached", "serve", "--memory-budget", "") == set()
     assert completed(path, "cached", "completion", "") == {"bash", "zsh", "fish"}
 
 

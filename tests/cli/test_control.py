@@ -151,7 +151,7 @@ def test_prefetch_of_what_cannot_be_loaded_tells_why(daemon, store, capsys):
     store.objects.clear()
     _, err = output(capsys, "prefetch", "m", code=1)
     assert "m: failed\n" in err
-    assert err.splitlines()[-1].startswith("cached: m: ")
+    assert err.splitlines()[-1].startswith("cached: cannot load m: ")  # the name once
 
 
 def test_prefetch_tells_that_a_model_was_evicted_meanwhile(scripted, capsys):
@@ -222,6 +222,24 @@ def test_wait_loads_what_is_absent(daemon, capsys):
     assert daemon.status()["state"] == "resident"
 
 
+@pytest.mark.parametrize("command", ["wait m", "path m", "prefetch m"])
+def test_a_daemon_that_does_not_listen_yet_is_waited_for_within_the_timeout(
+    command, daemon, sleeps, capsys
+):
+    later = f"{daemon.address}.later"
+    sleeps += [lambda: None, lambda: os.symlink(daemon.address, later)]
+    sleeps += [lambda: threading.Event().wait(0.01)] * 500  # prefetch polls
+    output(capsys, *command.split(), "--socket", later, "--timeout", "10s")
+    assert daemon.status()["state"] == "resident"
+
+
+def test_wait_for_a_daemon_that_does_not_come_ends_with_the_timeout(sleeps, capsys):
+    arguments = ("wait", "m", "--socket", "/nowhere/s", "--timeout", "1ms")
+    sleeps += [lambda: threading.Event().wait(0.002)]
+    _, err = output(capsys, *arguments, code=3)
+    assert "nothing is there" in err
+
+
 def test_wait_until_the_header_does_not_wait_for_the_rest(daemon, hold, capsys):
     assert output(capsys, "wait", "m", "--until", "header") == ("", "")
     assert daemon.status()["state"] == "loading"
@@ -262,21 +280,25 @@ def test_no_command_keeps_a_lease_or_a_descriptor(daemon, capsys):
         output(capsys, "wait", "m")
     daemon.wait_for_leases(0)
     assert of_the_model() == before
-    assert output(capsys, "evict", "m")[0] == "m: 1.0 MiB freed\n"
+    assert output(capsys, "evict", "m")[0] == "m: evicted, freeing 1.0 MiB\n"
+
+
+def test_evicting_what_is_absent_tells_that_nothing_was_there(daemon, capsys):
+    assert output(capsys, "evict", "m")[0] == "m: nothing of it was in memory\n"
 
 
 def test_evict_is_refused_while_a_worker_holds_the_model(daemon, capsys):
     with cached.open("m", timeout_s=10, until="ready"):
         _, err = output(capsys, "evict", "m", code=1)
-        assert "leased" in err
+        assert "m is leased by 1 worker;" in err
     daemon.wait_for_leases(0)
-    assert output(capsys, "evict", "m")[0] == "m: 1.0 MiB freed\n"
+    assert output(capsys, "evict", "m")[0] == "m: evicted, freeing 1.0 MiB\n"
 
 
 def test_evict_goes_on_after_one_that_cannot(daemon, capsys):
     output(capsys, "prefetch", "m")
     out, err = output(capsys, "evict", "nobody", "m", code=1)
-    assert out == "m: 1.0 MiB freed\n"
+    assert out == "m: evicted, freeing 1.0 MiB\n"
     assert "nobody" in err
 
 

@@ -99,6 +99,34 @@ def test_a_reader_that_leaves_is_no_error():
         assert process.wait(20) == 141
 
 
+@pytest.mark.parametrize("arguments", ["--version", "--help", "completion bash"])
+def test_a_full_disk_is_one_line_and_no_traceback(arguments):
+    command = [sys.executable, "-m", "cached", *arguments.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=20
+        )
+    assert done.stderr.startswith("cached: cannot write the output: No space left on device; ")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("--version >&-", 1, "cached: cannot write the output: stdout is closed; "),
+        ("status --socket=/nowhere/s >&-", 3, "cached: cannot connect"),
+        ("status --socket=/nowhere/s 2>&-", 3, ""),
+    ],
+)
+def test_a_closed_stream_is_no_traceback(arguments, code, words):
+    command = ["sh", "-c", f'exec "$0" -m cached {arguments}', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert done.stderr.startswith(words)
+    assert done.stderr.count("\n") == bool(words)
+    assert done.returncode == code
+
+
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 2
     shown = capsys.readouterr().err
@@ -117,7 +145,11 @@ def test_help_lists_commands_and_exit_codes(capsys):
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("stauts", "no command 'stauts'; did you mean status?"), ("--verzion", "--version?")],
+    [
+        ("stauts", "no command 'stauts'; did you mean status?"),
+        ("help", "no command 'help'; cached --help shows them"),
+        ("--verzion", "--version?"),
+    ],
 )
 def test_an_unknown_word_is_answered_with_the_nearest(capsys, argument, words):
     with pytest.raises(SystemExit) as caught:

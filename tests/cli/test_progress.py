@@ -137,6 +137,13 @@ def test_a_load_that_begins_anew_has_a_new_rate():
     assert rate.add(2.0, 30) == 20.0
 
 
+def test_headers_that_come_at_once_are_no_pace_of_a_load_that_is_queued():
+    rate = Rate()
+    for tick in range(50):  # five seconds; 2 MiB in the first half second, then nothing
+        assert rate.add(tick / 10, min(tick, 5) * 400_000) == 0.0
+    assert rate.add(5.0, 3_000_000) > 0.0
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 1 << 40)), max_size=30))
 def test_a_rate_is_never_negative(steps: list[tuple[float, int]]):
     rate = Rate()

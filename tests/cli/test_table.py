@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from cached.cli.table import status_table
 from cached.cli.terminal import Terminal
 
@@ -73,6 +75,12 @@ def test_a_model_named_as_a_state_is_not_coloured():
 
 def test_members_that_a_daemon_does_not_send_are_left_out():
     assert "llm   absent" in status_table({"models": [model("llm", "absent")]}, Terminal())
+
+
+@pytest.mark.parametrize("why", ["cannot load a: no key", "a needs 2 GiB, 1 GiB free"])
+def test_an_error_names_its_model_once(why: str):
+    table = status_table(reply(model("a", "failed", error=why)), Terminal())
+    assert table.endswith(f"\n\n{why}\n")
 
 
 def test_an_error_text_from_afar_stays_on_one_line():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import grp
 import os
+import pwd
 import select
 import signal
 import socket
+import tempfile
 import threading
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,7 @@ from cached.core.errors import (
 from tests.fakes.local_daemon import ScriptedDaemon, open_descriptors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.fakes.local_daemon import Calls
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     Pair = tuple[Connection, ScriptedDaemon]
 
 NEVER = Deadline(None)
+NOBODY = 65534
 
 
 def descriptors(count: int) -> tuple[int, ...]:
@@ -181,7 +187,17 @@ def test_a_late_reply_is_dropped_and_its_descriptors_are_closed(pair: Pair, call
     assert open_descriptors() == before
 
 
-def test_an_interrupted_call_is_given_up_like_one_that_timed_out(pair: Pair, call: Calls):
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt: a shell's job in the background is begun without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_call_is_given_up_like_one_that_timed_out(
+    pair: Pair, call: Calls, ctrl_c: None
+):
     connection, daemon = pair
     main = threading.get_ident()
 
@@ -347,6 +363,50 @@ def test_connecting_to_nobody_says_what_to_do(tmp_path: Path):
     with pytest.raises(DaemonUnavailable, match="too long"):
         connect("/" + "x" * 200, NEVER, is_patient=True)
     assert open_descriptors() == before
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Take from this thread root's right to any file, if it has that: setfsuid(2)."""
+    libc = ctypes.CDLL(None)
+    before = libc.setfsuid(NOBODY)
+    yield
+    libc.setfsuid(before)
+
+
+@pytest.fixture
+def closed_socket() -> Iterator[str]:
+    """A socket that nobody but root may connect to, in a directory that all may enter."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        os.chmod(directory, 0o755)
+        listener.bind(f"{directory}/s")
+        os.chmod(f"{directory}/s", 0)
+        listener.listen()
+        yield f"{directory}/s"
+        os.chmod(directory, 0o700)
+
+
+def test_a_socket_that_this_user_may_not_connect_to_says_who_may(
+    closed_socket: str, as_nobody: None
+):
+    user = pwd.getpwuid(os.getuid()).pw_name
+    group = grp.getgrgid(os.getgid()).gr_name
+    with pytest.raises(DaemonUnavailable, match="this user may not connect to it") as caught:
+        connect(closed_socket, NEVER)
+    assert caught.value.hint == (
+        f"it is of user {user} and group {group}, with mode 0000: be one of these, or start the "
+        "daemon with another --socket-mode"
+    )
+
+
+def test_a_socket_in_a_closed_directory_says_that(
+    closed_socket: str, request: pytest.FixtureRequest
+):
+    os.chmod(os.path.dirname(closed_socket), 0)
+    request.getfixturevalue("as_nobody")
+    with pytest.raises(DaemonUnavailable) as caught:
+        connect(closed_socket, NEVER)
+    assert caught.value.hint.startswith("a directory on the way to it is closed to this user")
 
 
 def test_patience_waits_for_a_daemon_that_starts_later(tmp_path: Path, call: Calls):

@@ -37,5 +37,10 @@ def test_what_is_too_long_for_the_kernel_is_cut(timeout_s: float):
     assert not deadline.has_passed
 
 
+def test_what_is_no_number_of_seconds_is_refused():
+    with pytest.raises(ValueError, match="timeout_s must be a number of seconds, or None, was '3'"):
+        Deadline("3")  # type: ignore[arg-type]
+
+
 def test_a_sleep_ends_at_the_deadline():
     Deadline(0).sleep(3600)

@@ -11,6 +11,7 @@ from cached.core.ledger import Ledger
 from cached.core.loads import Load, Shelf
 from cached.core.objects import FileRef, ModelRef, PeerId, VersionRef
 from cached.core.parts import Planner
+from cached.core.units import parse_bytes
 from tests.fakes.world import manifest, stored
 
 SIZES = st.integers(0, 1000)
@@ -118,3 +119,14 @@ def test_a_refusal_of_what_can_never_fit_says_how_much_it_takes():
 
 def test_less_than_nothing_free_is_shown_as_nothing():
     assert "0 B free" in admission.over_budget("llm", GIB, -GIB, GIB, GIB).message
+
+
+def test_the_budget_that_a_refusal_advises_is_enough():
+    needed_bytes = parse_bytes("237.4MiB") + 30_000
+
+    refused = admission.over_budget(
+        "m", needed_bytes, needed_bytes - 4096, 0, parse_bytes("237.4MiB")
+    )
+
+    assert "needs 237.5 MiB, 237.4 MiB free" in refused.message
+    assert parse_bytes(refused.hint.partition("at least ")[2]) >= needed_bytes

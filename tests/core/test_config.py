@@ -14,6 +14,7 @@ from cached.core.config import (
     Level,
     from_document,
     from_environment,
+    named_models,
     resolve,
     unknown_key,
 )
@@ -128,6 +129,24 @@ def test_a_refusal_names_key_rule_value_and_source():
     assert refusal("log_level", "loud", "--log-level") == (
         "log_level must be one of debug, info, warning, error, was 'loud' (from --log-level)"
     )
+
+
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_models_that_no_white_space_separates_are_refused_and_not_taken_as_one(mark: str):
+    given = f"a=s3://m/a/{mark}b=s3://m/b/"
+    with pytest.raises(InvalidConfig) as caught:
+        from_environment({"CACHED_MODELS": given})
+    assert caught.value.message == (
+        f"a model must be NAME=URI, and {given!r} holds several (from CACHED_MODELS)"
+    )
+    assert caught.value.hint == "separate models by white space: a=s3://m/a/ b=s3://m/b/"
+    with pytest.raises(InvalidConfig, match="give --model once for each"):
+        named_models([given], "--model")
+
+
+def test_a_comma_in_a_key_is_none_between_models():
+    models = named_models(["a=s3://m/x,y=z/", "b=file:///srv/1,2"], "--model")
+    assert [model["uri"].value for model in models.values()] == ["s3://m/x,y=z/", "file:///srv/1,2"]
 
 
 def test_a_value_that_is_overruled_is_not_looked_at():

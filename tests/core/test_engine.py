@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cached.core import effects
+from cached.core.engine import LAST_REQUESTS_S
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
+from cached.core.events import DrainRequested
 from tests.fakes.world import BLOCK, OWNER, World, manifest, stored
 
 LISTINGS = {
@@ -187,8 +190,6 @@ def test_many_openers_of_an_absent_model_make_one_load(openers):
 
 
 def test_a_drain_answers_what_is_waited_for_and_then_stops():
-    from cached.core.events import DrainRequested
-
     world = World(LISTINGS)
     _, request = world.opened("big", until="ready")
     world.post(DrainRequested())
@@ -196,6 +197,7 @@ def test_a_drain_answers_what_is_waited_for_and_then_stops():
     refused = world.opened("small")[1]
 
     world.run()
+    world.sleep(LAST_REQUESTS_S)
 
     assert (is_drained_before, world.is_drained) == (False, True)
     answer, late = world.answer(request), world.answer(refused)
@@ -206,8 +208,6 @@ def test_a_drain_answers_what_is_waited_for_and_then_stops():
 
 
 def test_a_drain_ends_in_time_though_the_store_hangs():
-    from cached.core.events import DrainRequested
-
     world = World(LISTINGS)
     _, request = world.opened("big", until="ready")
     world.post(DrainRequested())
@@ -218,6 +218,88 @@ def test_a_drain_ends_in_time_though_the_store_hangs():
     answer = world.answer(request)
     assert answer is not None
     assert answer.code == "daemon_unavailable"
+
+
+def test_a_second_wish_to_drain_ends_it_at_once():
+    world = World(LISTINGS)
+    _, request = world.opened("big", until="ready")
+    world.post(DrainRequested())
+    is_drained_before = world.is_drained
+
+    world.post(DrainRequested())
+
+    assert (is_drained_before, world.is_drained) == (False, True)
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "daemon_unavailable"
+
+
+def test_a_drain_answers_what_follows_on_the_last_answer():
+    world = World(LISTINGS)
+    last, _ = world.opened("big", until="ready")
+    world.post(DrainRequested())
+    world.sleep(2)
+    world.run()
+
+    world.sleep(LAST_REQUESTS_S / 2)
+    waited = world.answer(world.ask(last, "wait", ranges="all"))
+    watched = world.answer(world.ask(world.connect(), "status", model="big"))
+
+    assert waited is not None
+    assert waited.code is None
+    assert watched is not None
+    assert watched.code is None
+    assert not world.is_drained
+    world.sleep(LAST_REQUESTS_S / 2)
+    assert world.is_drained
+
+
+def test_a_drain_ends_at_once_when_nobody_is_connected_any_more():
+    world = World(LISTINGS)
+    peer, _ = world.opened("big", until="ready")
+    world.post(DrainRequested())
+    world.run()
+
+    is_drained_before = world.is_drained
+    world.leave(peer)
+
+    assert (is_drained_before, world.is_drained) == (False, True)
+
+
+def test_a_drain_without_connections_ends_at_once():
+    world = World(LISTINGS, prefetch=LISTINGS)
+
+    world.post(DrainRequested())
+
+    assert world.is_drained
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_who_waits_for_a_listing_in_back_off_is_told_at_once_in_a_drain(is_early):
+    """And no timer rings for it, which would keep the daemon busy until the drain ends."""
+    world = World(LISTINGS)
+    _, request = world.opened("small")
+    if is_early:
+        world.post(DrainRequested())
+    world.end(world.job(effects.Resolve), error=StoreUnavailable("503"))
+    if not is_early:
+        world.post(DrainRequested())
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "daemon_unavailable"
+    assert world.wake_at_s == world.now_s + LAST_REQUESTS_S
+
+
+def test_a_drain_that_waits_for_one_model_sets_no_timer_for_the_listing_of_another():
+    world = World(LISTINGS, prefetch=["small"])
+    world.opened("big", until="ready")
+    resolve = next(job for job in world.jobs if isinstance(job, effects.Resolve))
+    world.end(resolve, error=StoreUnavailable("503"))
+
+    world.post(DrainRequested())
+
+    assert world.wake_at_s == world.now_s + 5.0
 
 
 def test_the_owner_is_the_only_one_beside_root_to_evict():

@@ -63,7 +63,7 @@ def test_a_header_that_is_longer_than_the_first_part_is_fetched_whole_before_the
     assert world.answer(request) is None
 
 
-def test_a_refused_header_fails_the_load_and_names_the_file():
+def test_a_refused_header_fails_the_load_and_names_the_model_and_the_file():
     world = World({"m": WIDE}, slots=1)
     request = mapped(world)
     world.end(world.job(effects.FetchPart))
@@ -75,7 +75,7 @@ def test_a_refused_header_fails_the_load_and_names_the_file():
 
     answer = world.answer(request)
     assert answer is not None
-    assert "0.safetensors: overlaps at 7" in str(answer.body)
+    assert "cannot load m: 0.safetensors of s3://bucket/m/: overlaps at 7" in str(answer.body)
 
 
 def test_a_failed_load_is_freed_when_its_last_get_has_ended_and_not_before():

@@ -236,6 +236,21 @@ def test_a_refusal_says_what_is_wrong_and_what_to_do(file: bytes, reason: str):
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("mark", [b"[],", b"{},", b"0,"], ids=["lists", "objects", "numbers"])
+def test_a_header_that_would_become_far_more_objects_than_tensors_is_refused_unread(
+    mark: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cached.core.header.json.loads", None)
+    with pytest.raises(HeaderError, match="must have at most 2000000 of"):
+        parse(framed(b'{"a":[' + mark * 2_000_000 + b"0]}"))
+
+
+def test_a_header_of_200_000_tensors_is_within_the_bounds():
+    raw = header.write(("w", "BF16", (1, 2, 3)) for _ in range(100))
+    marks = sum(map(raw.count, (b"{", b"[", b",")))
+    assert marks * 2_000 <= header.MAX_MARKS
+
+
 def test_tensors_must_not_overlap():
     entry = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     with pytest.raises(HeaderError, match="'b' overlaps the one before it"):

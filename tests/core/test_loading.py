@@ -67,6 +67,34 @@ def test_retry_after_is_honoured():
     assert world.jobs
 
 
+def test_a_prefetch_by_the_operator_asks_again_at_once_for_a_part_that_was_put_off():
+    world = World({"m": ONE})
+    world.opened("m")
+    while not any(isinstance(job, effects.FetchPart) for job in world.jobs):
+        world.end(world.jobs[0])
+    error = StoreUnavailable("503", retry_after_s=50.0)
+    world.end(world.job(effects.FetchPart), error=error)
+    jobs_before = list(world.jobs)
+
+    world.ask(world.connect(), "prefetch", model="m")
+
+    assert not jobs_before
+    assert isinstance(world.jobs[0], effects.FetchPart)
+
+
+def test_a_store_that_asks_for_days_delays_a_part_by_a_minute_at_most():
+    world = World({"m": ONE})
+    world.opened("m")
+    while not any(isinstance(job, effects.FetchPart) for job in world.jobs):
+        world.end(world.jobs[0])
+    error = StoreUnavailable("503", retry_after_s=864_000.0)
+    world.end(world.job(effects.FetchPart), error=error)
+
+    world.sleep(61)
+
+    assert isinstance(world.jobs[0], effects.FetchPart)
+
+
 def test_a_permanent_failure_is_told_at_once_and_the_next_open_tries_again():
     world = World({"m": ONE})
     _, first = world.opened("m")

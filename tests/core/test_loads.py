@@ -97,8 +97,17 @@ def test_a_name_that_several_files_have_is_refused_with_those_to_use():
 def test_a_name_that_no_file_has_is_refused(name):
     load = load_of(a=["x"], b=["y"])
 
-    with pytest.raises(TensorUnknown, match="m has no tensor named"):
+    with pytest.raises(TensorUnknown, match="m has no tensor named") as caught:
         load.tensor_ranges([name])
+
+    assert caught.value.hint.endswith("such as x")
+
+
+def test_a_name_is_refused_by_a_model_without_tensors():
+    with pytest.raises(TensorUnknown) as caught:
+        load_of(a=[]).tensor_ranges(["x"])
+
+    assert "it has no tensors" in caught.value.hint
 
 
 def test_what_somebody_holds_is_leased_current_or_retired():

@@ -6,6 +6,7 @@ The figures are in virtual time: parts from the real planner, over a link that t
 from __future__ import annotations
 
 import random
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -95,6 +96,13 @@ class PlannerMachine(RuleBasedStateMachine):
         where = self.draw_range(data)
         self.planner.want(*scaled(where))
         self.naive.want(*where)
+
+    @precondition(lambda self: self.naive.wanted)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        where = data.draw(st.sampled_from(self.naive.wanted))
+        self.planner.give_up(*scaled(where))
+        self.naive.give_up(where)
 
     @precondition(lambda self: self.gated)
     @rule(data=st.data(), header=st.integers(1, 12))
@@ -274,6 +282,37 @@ def test_fifty_workers_that_want_the_same_cost_one_part():
     assert planner.next(MIB) == (0, 20 * MIB, 21 * MIB)
     assert not planner.has_wants
     assert planner.touched == [(0, 20 * MIB, 20 * MIB + 5)]
+
+
+def test_what_one_of_two_workers_gives_up_goes_first_still():
+    planner = opened(40 * MIB)
+    for _ in range(2):
+        planner.want(0, 20 * MIB, 21 * MIB)
+    planner.give_up(0, 20 * MIB, 21 * MIB)
+    seen = [planner.has_wants]
+    planner.give_up(0, 20 * MIB, 21 * MIB)
+    seen.append(planner.has_wants)
+    assert seen == [True, False]
+    assert planner.next(MIB) == (0, MIB, 2 * MIB)
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_wants_that_were_given_up_take_no_memory(is_gated):
+    """In the queue, and behind the gate of a file whose header is not known."""
+    planner = Planner(manifest(40 * MIB)) if is_gated else opened(40 * MIB)
+    planner.next(MIB)
+    used_bytes = []
+    tracemalloc.start()
+    for at in range(30):
+        wants = [(0, 20 * MIB + at * 1_000 + unit, 30 * MIB) for unit in range(1_000)]
+        for where in wants:
+            planner.want(*where)
+        assert planner.has_wants != is_gated
+        for where in wants:
+            planner.give_up(*where)
+        used_bytes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert used_bytes[29] < 1.5 * used_bytes[9]
 
 
 def test_what_was_wanted_in_an_earlier_load_goes_before_file_order():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cached.core import effects, events
+from cached.core import effects, events, wire
 from cached.core.errors import BadReply, StoreUnavailable
 from cached.core.loads import Load
 from cached.core.objects import PeerId, Range, VersionRef
@@ -201,6 +203,118 @@ def test_one_connection_holds_one_lease():
 
     assert answer is not None
     assert answer.code == "bad_request"
+
+
+def test_one_connection_waits_for_one_lease():
+    """Two would both be granted, and one of them never given back."""
+    world = World({"m": ONE, "n": manifest(stored("c.safetensors", 4))})
+    peer, first = world.opened("m")
+
+    second = world.answer(world.ask(peer, "open", model="n"))
+    world.run()
+    granted = world.answer(first)
+    world.leave(peer)
+
+    assert second is not None
+    assert second.code == "bad_request"
+    assert granted is not None
+    assert granted.code is None
+    assert [world.status(name)["leases"] for name in "mn"] == [0, 0]
+
+
+@pytest.mark.parametrize("names", [["nobody"], None])
+def test_a_connection_whose_open_failed_or_was_cancelled_can_open_again(names):
+    world = World({"m": ONE})
+    peer, first = world.opened("m", tensors=names)
+    if names is None:
+        world.ask(peer, "cancel", request=first)
+    world.run()
+    failed = world.answer(first)
+
+    second = world.answer(world.ask(peer, "open", model="m"))
+
+    assert failed is not None
+    assert failed.code is not None
+    assert second is not None
+    assert second.code is None
+
+
+def ones(start: int, count: int) -> list[list[int]]:
+    """Ranges of one byte, far behind what is fetched next."""
+    return [[A, 9 * BLOCK + 2 * at, 9 * BLOCK + 2 * at + 1] for at in range(start, start + count)]
+
+
+def test_the_ranges_that_one_connection_waits_for_are_bounded(monkeypatch):
+    monkeypatch.setattr(wire, "MAX_RANGES_WAITING", 100)
+    world, peer = loading()
+    first = world.ask(peer, "wait", ranges=ones(0, 60))
+    assert world.answer(first) is None
+
+    beyond = world.answer(world.ask(peer, "wait", ranges=ones(60, 41)))
+    within = world.ask(peer, "wait", ranges=ones(60, 40))
+
+    assert beyond is not None
+    assert beyond.code == "bad_request"
+    assert world.answer(within) is None
+    world.ask(peer, "cancel", request=first)
+    assert world.answer(world.ask(peer, "wait", ranges=ones(0, 60))) is None
+    world.run()
+    answer = world.answer(world.ask(peer, "wait", ranges=ones(0, 100)))
+    assert answer is not None
+    assert answer.code is None
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_what_nobody_waits_for_any_more_is_not_fetched_first(is_cancelled):
+    world, peer = loading()
+    request = world.ask(peer, "wait", ranges=[[A, 33 * BLOCK, 34 * BLOCK]])
+
+    if is_cancelled:
+        world.ask(peer, "cancel", request=request)
+    else:
+        world.leave(peer)
+    world.end(world.job(effects.FetchPart))
+
+    after = world.job(effects.FetchPart)
+    assert isinstance(after, effects.FetchPart)
+    assert after.part.start < 33 * BLOCK
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+OPS = [
+    "hello",
+    "open",
+    "descriptors",
+    "wait",
+    "arrivals",
+    "check",
+    "cancel",
+    "status",
+    "prefetch",
+    "evict",
+]
+MEMBERS = st.sampled_from(
+    ["protocol", "model", "tensors", "until", "files", "ranges", "seen", "request"]
+)
+FIELDS = st.dictionaries(
+    MEMBERS, JSON | st.sampled_from(["m", "all", [1, 0], [[0, 0, 1]], "\ud800"]), max_size=4
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(OPS), FIELDS), max_size=8), st.booleans())
+@settings(max_examples=50)
+def test_whatever_a_worker_asks_is_answered_or_waited_for(requests, is_leased):
+    world, peer = loading() if is_leased else (World({"m": ONE}), 0)
+    peer = peer or world.connect()
+
+    asked = [world.ask(peer, op, **fields) for op, fields in requests]
+    world.run()
+
+    assert all(world.answer(request) is not None for request in asked)
 
 
 def test_descriptors_are_sent_for_the_files_asked_for():

@@ -5,11 +5,18 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cached.core.errors import InvalidConfig
-from cached.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from cached.core.units import (
+    format_bytes,
+    format_bytes_down,
+    format_bytes_up,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+)
 
 SIZES = {
     "0": 0,
@@ -125,3 +132,13 @@ def test_a_size_that_is_shown_reads_as_the_same_within_a_tenth_of_its_unit(size_
 @given(st.floats(0.001, 1e6))
 def test_a_duration_that_is_shown_reads_as_the_same_within_rounding(seconds: float):
     assert parse_seconds(format_seconds(seconds)) == pytest.approx(seconds, rel=0.06)
+
+
+@given(st.integers(0, 2**53))
+@example(1024**2 - 1)
+@example(248_936_858)
+def test_a_size_that_is_rounded_up_is_enough_and_one_rounded_down_is_there(size_bytes):
+    up, down = format_bytes_up(size_bytes), format_bytes_down(size_bytes)
+    assert parse_bytes(down) <= size_bytes <= parse_bytes(up)
+    assert parse_bytes(up) - parse_bytes(down) <= 0.1 * size_bytes + 1
+    assert parse_bytes(format_bytes(size_bytes)) in {parse_bytes(up), parse_bytes(down)}

@@ -115,6 +115,8 @@ def test_any_bytes_are_frames_or_a_frame_error_and_the_cuts_do_not_matter(stream
         (framed(b"[" * 199), "is not JSON"),
         (framed(b"[]"), "frame holds a list, not an object"),
         (framed(b"null"), "frame holds a NoneType, not an object"),
+        (framed(b'{"a":' + b"[" * 8 + b"]" * 8 + b"}"), "nested deeper than 8"),
+        (framed(b'{"a":' * 9 + b"1" + b"}" * 9), "nested deeper than 8"),
     ],
 )
 def test_a_broken_frame_says_why(stream: bytes, reason: str):
@@ -123,6 +125,22 @@ def test_a_broken_frame_says_why(stream: bytes, reason: str):
     with pytest.raises(FrameError) as caught:
         frames.next_frame()
     assert reason in caught.value.message
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+@pytest.mark.parametrize("depth", [8, 900, 990, 1_000, 100_000])
+def test_a_frame_that_is_nested_deeply_is_a_frame_error(opening: bytes, depth: int):
+    closing = b"]" if opening == b"[" else b"}"
+    frames = wire.FrameBuffer(wire.MAX_REQUEST_BYTES)
+    frames.feed(framed(b'{"protocol":' + opening * depth + b"0" + closing * depth + b"}"))
+    with pytest.raises(FrameError):
+        frames.next_frame()
+
+
+def test_a_frame_may_be_nested_as_deeply_as_the_limit():
+    frames = wire.FrameBuffer(wire.MAX_REQUEST_BYTES)
+    frames.feed(framed(b'{"a":' + b"[" * 7 + b"0" + b"]" * 7 + b"}"))
+    assert frames.next_frame() == {"a": [[[[[[[0]]]]]]]}
 
 
 def test_a_number_with_thousands_of_digits_is_a_frame_error():
@@ -249,7 +267,7 @@ def test_members_are_read_as_what_they_are():
     [
         ("text", 5, "it must be text, was 5"),
         ("text", None, "it must be text, was None"),
-        ("optional_text", [], "it must be text, was []"),
+        ("optional_text", [], "it must be text, was a list of 0"),
         ("number", 2**53, f"it must be a whole number from 0 to 2^53 - 1, was {2**53}"),
         ("number", -1, "it must be a whole number from 0 to 2^53 - 1, was -1"),
         ("number", True, "it must be a whole number from 0 to 2^53 - 1, was True"),
@@ -257,7 +275,7 @@ def test_members_are_read_as_what_they_are():
         ("numbers", 3, "it must be a list of whole numbers, was 3"),
         ("numbers", [0, "1"], "it must be a whole number from 0 to 2^53 - 1, was '1'"),
         ("names", "wte", "it must be a list of names, was 'wte'"),
-        ("names", ["wte", 1], "it must be a list of names, was ['wte', 1]"),
+        ("names", ["wte", 1], "it must be a list of names, was a list of 2"),
     ],
 )
 def test_a_refusal_names_the_member_the_rule_and_the_value(
@@ -285,10 +303,32 @@ def test_ranges_must_be_ranges(ranges: object, rule: str):
     assert rule in caught.value.message
 
 
-def test_a_long_value_is_shown_in_part():
+@pytest.mark.parametrize("value", [["x" * 1_000_000], {"x": "x" * 1_000_000}, "x" * 1_000_000])
+def test_a_long_value_is_shown_in_part(value: object):
     with pytest.raises(BadRequest) as caught:
-        wire.text({"model": ["x" * 1_000_000]}, "model")
+        wire.number({"n": value}, "n")
     assert len(caught.value.message) < 200
+
+
+def test_a_refusal_shows_nothing_of_what_is_nested():
+    """``repr`` of what JSON can nest ends in a RecursionError."""
+    value: list[object] = []
+    for _ in range(5_000):
+        value = [value]
+    for reader in READERS:
+        with pytest.raises(BadRequest):
+            reader({"it": value}, "it")
+    with pytest.raises(BadRequest):
+        wire.check_protocol(value)
+    with pytest.raises(BadRequest):
+        wire.ranges({"ranges": value})
+
+
+def test_more_ranges_than_the_limit_are_refused():
+    most = [[0, at, at + 1] for at in range(wire.MAX_RANGES)]
+    assert wire.ranges({"ranges": most}) == [(0, Range(at, stop)) for _, at, stop in most]
+    with pytest.raises(BadRequest, match="at most 8192"):
+        wire.ranges({"ranges": [*most, [0, 0, 1]]})
 
 
 # --- recorded conversations

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,7 +36,7 @@ with cached.open("llm", timeout_s=15) as model:
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_an_idle_daemon_at_once(daemon: Daemons, tiny: Path, signum: signal.Signals):
     served = daemon({"llm": f"file://{tiny}/"}, prefetch=True)
     served.wait_for_state("llm", "resident")
@@ -141,6 +142,27 @@ def test_a_worker_that_waits_is_still_served_while_the_daemon_drains(
 
 
 @pytest.mark.slow
+def test_workers_and_a_prefetch_get_all_of_the_load_that_a_drain_waits_for(
+    daemon: Daemons, environment_of_a_slow_store: dict[str, str]
+):
+    served = daemon({"llm": URI}, more=environment_of_a_slow_store)
+    with (
+        cached.open("llm", timeout_s=15) as one,
+        cached.open("llm", timeout_s=15) as other,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        tensors = threads.submit(lambda: [len(one[name].tobytes()) for name in one])
+        path = threads.submit(lambda: other.path)
+        prefetched = threads.submit(served.run, "prefetch", "llm")
+        time.sleep(0.5)
+        served.process.terminate()
+        assert tensors.result(15) == [4 * MIB] * 8
+        assert path.result(15)
+        assert prefetched.result(15).returncode == 0, prefetched.result().stderr
+        assert served.process.wait(5) == 0
+
+
+@pytest.mark.slow
 def test_a_worker_that_waits_for_too_long_is_told_when_the_daemon_ends(
     daemon: Daemons, store: Stores, sparse_model: SparseModels
 ):
@@ -156,6 +178,30 @@ def test_a_worker_that_waits_for_too_long_is_told_when_the_daemon_ends(
         assert 0.4 <= time.monotonic() - began_s <= 1.5
         assert served.process.wait(5) == 0
         assert time.monotonic() - began_s <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_a_drain_at_once_and_leaves_nothing(
+    daemon: Daemons, store: Stores, sparse_model: SparseModels, signum: signal.Signals
+):
+    path = sparse_model(tensors=8, tensor_bytes=16 * MIB)
+    more = aws(store({path.name: path}, throttle_bytes_per_s=4e6))
+    served = daemon({"llm": URI}, more=more)
+    with cached.open("llm", timeout_s=15) as model:
+        thread, got = waiting_for(model, name_of(7))
+        served.process.send_signal(signum)
+        time.sleep(0.2)
+        assert served.process.poll() is None
+        began_s = time.monotonic()
+        served.process.send_signal(signum)
+        thread.join(5)
+        assert isinstance(got[0], cached.DaemonUnavailable)
+        assert served.process.wait(5) == 0
+        assert time.monotonic() - began_s <= 2
+    assert not served.socket.exists()
+    assert served.left_files() == []
+    assert "drain cut short" in [record["event"] for record in served.records()]
 
 
 @pytest.mark.slow

@@ -43,8 +43,8 @@ class MemoryStore:
         self._cancelled = threading.Event()
         self._is_closed = False
 
-    def resolve(self, ref: ModelRef) -> Manifest:
-        if self._is_closed:
+    def resolve(self, ref: ModelRef, is_cancelled: Callable[[], bool] = lambda: False) -> Manifest:
+        if self._is_closed or is_cancelled():
             raise StoreUnavailable("closed")
         if not self.objects:
             raise ObjectMissing(f"{ref.uri} holds no objects")

@@ -118,7 +118,7 @@ class StoreServer:
     Attributes:
         seen: all requests, in order.
         connections: accepted so far.
-        served_bytes: of objects' bodies.
+        served_bytes: of objects' bodies, sent or about to be.
         stalled: set while a ``Stall`` lasts.
         wall_s: this server's clock; may be set to another.
     """
@@ -355,12 +355,16 @@ class StoreServer:
             while start < stop:
                 piece_bytes = min(stop - start, self._link.piece_bytes)
                 self._link.take(piece_bytes)
+                self._count(piece_bytes)  # before: who received it may look at once
                 sent_bytes = pieces.send(sock, start, start + piece_bytes)
+                self._count(sent_bytes - piece_bytes)
                 if not sent_bytes:
                     return  # the object is not that long
-                with self._lock:
-                    self.served_bytes += sent_bytes
                 start += sent_bytes
+
+    def _count(self, served_bytes: int) -> None:
+        with self._lock:
+            self.served_bytes += served_bytes
 
 
 class _Pieces:

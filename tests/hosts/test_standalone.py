@@ -110,7 +110,7 @@ def test_http_is_not_started_after_the_stop(http: HttpStart, starts: Starts):
 
 
 def test_readiness_latches():
-    readiness = Readiness()
+    readiness = Readiness(["m"])
     assert readiness.why_not()
 
     readiness.decided(effects.MarkReady(), 0.0)
@@ -119,6 +119,28 @@ def test_readiness_latches():
     assert readiness.why_not() == ""
     readiness.happened(events.DrainRequested(), 0.0)
     assert "stopping" in readiness.why_not()
+
+
+def test_who_asks_why_it_is_not_ready_hears_each_model_what_it_does_and_its_last_error():
+    readiness = Readiness(["m", "n", "o"])
+    readiness.decided(effects.Resolve(REF), 0.0)
+    readiness.decided(effects.Retried("m", "store_unavailable", 1.0, "503 of the store"), 0.0)
+    readiness.decided(effects.Refused("n", "over_budget", "n needs 3 GiB, 2 GiB are free"), 0.0)
+    readiness.decided(effects.Resolve(ModelRef("other", "s3://b/other/")), 0.0)
+
+    assert readiness.why_not() == (
+        "models that are prefetched at start are not all there yet: m is being listed "
+        "(503 of the store), n has failed (n needs 3 GiB, 2 GiB are free), o is queued"
+    )
+
+    readiness.happened(events.Published(OF, "/a/model/of/empty/files"), 0.0)
+
+    assert ": n has failed" in readiness.why_not()
+
+
+def test_a_probe_is_not_told_of_a_thousand_models():
+    readiness = Readiness(f"m{number}" for number in range(1000))
+    assert readiness.why_not().endswith("m7 is queued, and 992 more")
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ class NaivePlanner:
                 self.flying[part] = True
         self.wanted.append((at, start, stop))
 
+    def give_up(self, where: Where) -> None:
+        """Take the last of its wants out: the place of the first stays."""
+        del self.wanted[len(self.wanted) - 1 - self.wanted[::-1].index(where)]
+
     def header_known(self, at: int, header: int) -> None:
         size = len(self.files[at].units)
         self.files[at].gate[0] = size

@@ -124,14 +124,22 @@ class Mover:
         self._epoll: select.epoll  # of the running thread
 
     def add(self, transfer: Transfer) -> None:
-        """Start it; ``remove`` must follow before its descriptors are closed."""
+        """Start it; ``remove`` must follow before its descriptors are closed.
+
+        Raises:
+            OSError: no descriptor is left; nothing was started.
+        """
         with self._lock:
-            self._transfers[transfer.source_fd] = transfer
             if not self._is_running:
                 self._epoll = select.epoll()
-                threading.Thread(target=self._work, name="mover", daemon=True).start()
                 self._is_running = True
+                try:
+                    threading.Thread(target=self._work, name="mover", daemon=True).start()
+                except BaseException:
+                    self._stop()
+                    raise
             self._epoll.register(transfer.source_fd, select.EPOLLIN)
+            self._transfers[transfer.source_fd] = transfer
 
     def remove(self, transfer: Transfer) -> None:
         """End it if it is not over: no byte moves from here on."""
@@ -144,18 +152,35 @@ class Mover:
                 del self._transfers[transfer.source_fd]
                 self._epoll.unregister(transfer.source_fd)
 
+    def _stop(self) -> None:
+        self._is_running = False
+        self._epoll.close()
+
     def _work(self) -> None:
-        while True:
-            ready = self._epoll.poll(REST_S)
-            for fd, _ in ready:
-                transfer = self._transfers.get(fd)
-                if transfer is not None:
-                    transfer.step()
-                    if transfer.is_over:
-                        self._drop(transfer)
-            if not ready:
-                with self._lock:
-                    if not self._transfers:
-                        self._is_running = False
-                        self._epoll.close()
-                        return
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:  # a defect: nobody shall wait for a thread that is gone
+            with self._lock:
+                self._stop()
+                for transfer in self._transfers.values():
+                    transfer.error = error
+                    transfer.end()
+                self._transfers.clear()
+            raise
+
+    def _turn(self) -> bool:
+        """Step what is ready; return whether to go on."""
+        ready = self._epoll.poll(REST_S)
+        for fd, _ in ready:
+            transfer = self._transfers.get(fd)
+            if transfer is not None:
+                transfer.step()
+                if transfer.is_over:
+                    self._drop(transfer)
+        if ready:
+            return True
+        with self._lock:
+            if not self._transfers:
+                self._stop()
+            return self._is_running

@@ -230,7 +230,10 @@ class Receiver:
 
     def _splice(self, mover: Mover, at: int, left_bytes: int, sink: Sink) -> int | None:
         """Have bytes moved by reference; None if this kernel cannot."""
-        pipe = self._usable_pipe()
+        try:
+            pipe = self._usable_pipe()
+        except OSError as error:
+            raise self._cannot_move(error) from error
         if pipe is None:
             return None
         ends = (pipe.read_fd, pipe.write_fd)
@@ -238,7 +241,10 @@ class Receiver:
         self._transfer = transfer  # from here on, cancel ends it
         if self.is_cancelled:
             raise self._cancelled()
-        mover.add(transfer)
+        try:
+            mover.add(transfer)
+        except OSError as error:
+            raise self._cannot_move(error) from error
         try:
             self._attend(transfer)
         finally:
@@ -247,14 +253,14 @@ class Receiver:
         self.is_untouched = self.is_untouched and transfer.at == at
         if self.is_cancelled:
             raise self._cancelled()
-        error = transfer.error
-        if error is None:
+        why = transfer.error
+        if why is None:
             return transfer.at - at
         self._drop_pipe()  # bytes may be left in it
-        if not isinstance(error, OSError):
-            raise error
-        if error.errno not in _CANNOT_SPLICE:
-            raise self._broken(error) from error
+        if not isinstance(why, OSError):
+            raise why
+        if why.errno not in _CANNOT_SPLICE:
+            raise self._broken(why) from why
         self._mover = None
         return None
 
@@ -290,6 +296,11 @@ class Receiver:
             return self._cancelled()
         message = f"the connection to {self.peer} broke: {reason(error)}"
         return StoreUnavailable(message, hint="check that the store is up")
+
+    def _cannot_move(self, error: OSError) -> StoreUnavailable:
+        message = f"cannot receive from {self.peer}: {reason(error)}"
+        hint = "raise the limit of open files (ulimit -n), or lower fetch_threads"
+        return StoreUnavailable(message, hint=hint)
 
     def _cancelled(self) -> StoreUnavailable:
         return StoreUnavailable(f"the request to {self.peer} was cancelled")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pyexpat import ExpatError, ParserCreate  # now: later there may be no descriptor left for it
 from typing import TYPE_CHECKING, NamedTuple
 
-from cached.core.errors import BadReply
+from cached.core.errors import BadReply, ObjectRefused
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 MAX_LISTING_BYTES = 16 << 20  # 1,000 keys of 1,024 bytes, quoted, are 4 MiB
 MAX_ERROR_BYTES = 64 << 10
 _MAX_DEPTH = 16
+_MAX_ELEMENTS = 250_000  # 10,000 objects have some 100,000; each becomes Python objects
 _SIZE = re.compile(r"[0-9]{1,18}")
 _HEX = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -58,6 +60,7 @@ def parse_listing(body: bytes) -> Listing:
 
     Raises:
         BadReply: it is not one.
+        ObjectRefused: it is one of far too many objects.
     """
     records = _records(body, "Contents")
     top = records.pop(0)
@@ -95,13 +98,15 @@ def _records(body: bytes, repeated: str) -> list[dict[str, str]]:
 
     The name of the root is the member ``""`` of the first record.
     """
-    from pyexpat import ExpatError, ParserCreate
-
     records: list[dict[str, str]] = [{}]
     path: list[str] = []
     texts: list[str] = []
+    elements = 0
 
     def begin(tag: str, _: dict[str, str]) -> None:
+        nonlocal elements
+        elements += 1
+        _check_bounds(elements, len(path) + 1)
         name = tag.rpartition(" ")[2]
         path.append(name)
         texts.clear()
@@ -109,8 +114,6 @@ def _records(body: bytes, repeated: str) -> list[dict[str, str]]:
             records[0][""] = name
         elif len(path) == 2 and name == repeated:
             records.append({})
-        if len(path) > _MAX_DEPTH:
-            _refuse("XML that is too deep")
 
     def end(_: str) -> None:
         name = path.pop()
@@ -133,6 +136,14 @@ def _records(body: bytes, repeated: str) -> list[dict[str, str]]:
     except ExpatError as error:
         _refuse(f"no XML: {error}")
     return records
+
+
+def _check_bounds(elements: int, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        _refuse("XML that is too deep")
+    if elements > _MAX_ELEMENTS:  # not a BadReply: another try would bring it again
+        message = f"the store sent XML of more than {_MAX_ELEMENTS} elements"
+        raise ObjectRefused(message, hint="name the prefix of one model, with / at its end")
 
 
 def _unquoted(text: str) -> str:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     Stalled = Callable[[Part, int, float], None]
     """Told that a part waits: the part, the byte it waits for, seconds since the last one."""
+    IsCancelled = Callable[[], bool]
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_ETAG = re.compile(r"[\x20-\x7e\x80-\xff]+")  # what a header can hold: RFC 9110, 8.8.3
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Metadata of the Amazon S3 Encryption Client, all its versions: the object is ciphertext.
 _ENCRYPTED = re.compile(
@@ -64,8 +66,12 @@ class S3Store:
         self._running: dict[_Run, int] = {}  # the part id of each request that is under way
         self._is_closed = False
 
-    def resolve(self, ref: ModelRef) -> Manifest:
+    def resolve(self, ref: ModelRef, is_cancelled: IsCancelled = lambda: False) -> Manifest:
         """List a prefix (the URI ends with ``/``), or look at one object.
+
+        Args:
+            ref: its name and URI.
+            is_cancelled: asked before each request, and every 0.1 s while nothing comes.
 
         Raises:
             ObjectMissing: nothing is there.
@@ -75,7 +81,7 @@ class S3Store:
         """
         bucket, _, key = ref.uri.removeprefix("s3://").partition("/")
         if key and not key.endswith("/"):
-            return manifest_of(ref.uri, [self._object(bucket, key)])
+            return manifest_of(ref.uri, [self._object(bucket, key, is_cancelled)])
         found = [
             StoredObject(
                 key=listed.key,
@@ -83,20 +89,18 @@ class S3Store:
                 size_bytes=listed.size_bytes,
                 etag=_pinning(listed.etag, f"s3://{bucket}/{listed.key}"),
             )
-            for listed in self._listed(Asked("s3:ListBucket", bucket, key))
+            for listed in self._listed(Asked("s3:ListBucket", bucket, key), is_cancelled)
             if not listed.key.endswith("/")  # the marker of a directory, made by consoles
         ]
         if not found:
             message = f"no objects are under s3://{bucket}/{key}"
             hint = "check the prefix; the URI of one object has no / at its end"
-            if self._is_object(bucket, key.rstrip("/")):
+            if self._is_object(bucket, key.rstrip("/"), is_cancelled):
                 hint = f"did you mean the object s3://{bucket}/{key.rstrip('/')}?"
             raise ObjectMissing(message, hint=hint)
         return manifest_of(ref.uri, found)
 
-    def fetch(
-        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> None:
+    def fetch(self, part: Part, sink: Sink, is_cancelled: IsCancelled = lambda: False) -> None:
         """Fetch what is missing of a part.
 
         Raises:
@@ -117,7 +121,7 @@ class S3Store:
             (("if-match", stored.etag), ("range", f"bytes={start}-{part.stop - 1}")),
         )
         run = _Run(self._watch(part, sink))
-        with self._sent(call, run, part.part_id, is_cancelled) as (connection, head):
+        with self._sent(call, is_cancelled, run, part.part_id) as (connection, head):
             _check_part(asked.url, part, start, head)
             connection.stream(start, part.stop, sink)
 
@@ -141,12 +145,12 @@ class S3Store:
     def _sent(
         self,
         call: Call,
+        is_cancelled: IsCancelled,
         run: _Run | None = None,
         part_id: int = _NO_PART,
-        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[Connection, Head]]:
         """Send a request that can be cut from outside; then keep its connection or close it."""
-        run = run or _Run(None)
+        run = run or _Run(_cutting(is_cancelled))
         with self._lock:
             self._running[run] = part_id
         try:
@@ -173,14 +177,15 @@ class S3Store:
             return None
         return lambda idle_s: stalled(part, sink.watermark, idle_s)
 
-    def _listed(self, asked: Asked) -> Iterator[Listed]:
+    def _listed(self, asked: Asked, is_cancelled: IsCancelled) -> Iterator[Listed]:
         token = ""
         count = 0
         for _ in range(MAX_PAGES):
             query = [("list-type", "2"), ("prefix", asked.key), ("encoding-type", "url")]
             if token:
                 query.append(("continuation-token", token))
-            with self._sent(Call("GET", asked, "", tuple(query))) as (connection, _head):
+            call = Call("GET", asked, "", tuple(query))
+            with self._sent(call, is_cancelled) as (connection, _head):
                 page = parse_listing(connection.read(MAX_LISTING_BYTES))
             count += len(page.objects)
             if count > MAX_OBJECTS:
@@ -195,13 +200,13 @@ class S3Store:
         message = f"the listing of {asked.url} does not end after {MAX_PAGES} pages"
         raise ObjectRefused(message, hint=_CHECK_STORE)
 
-    def _object(self, bucket: str, key: str) -> StoredObject:
+    def _object(self, bucket: str, key: str, is_cancelled: IsCancelled) -> StoredObject:
         asked = Asked("s3:GetObject", bucket, key)
         try:
-            head = self._look_at(asked)
+            head = self._look_at(asked, is_cancelled)
         except ObjectMissing as error:
             below = Asked("s3:ListBucket", bucket, f"{key}/")
-            if not self._is_prefix(below):
+            if not self._is_prefix(below, is_cancelled):
                 raise
             hint = f"did you mean the objects under {below.url}?"
             raise ObjectMissing(error.message, hint=hint) from error
@@ -219,7 +224,7 @@ class S3Store:
             checksum=_checksum(head),
         )
 
-    def _look_at(self, asked: Asked) -> Head:
+    def _look_at(self, asked: Asked, is_cancelled: IsCancelled) -> Head:
         """Return the head of an object.
 
         The reply to a HEAD request has no body that tells what is wrong. So a GET is refused
@@ -227,33 +232,33 @@ class S3Store:
         """
         look = Call("HEAD", asked, asked.key, (), (("x-amz-checksum-mode", "ENABLED"),))
         try:
-            return self._head(look)
+            return self._head(look, is_cancelled)
         except StoreError as error:
             if error.transient:
                 raise
             ask_why = Call("GET", asked, asked.key, (), (("range", "bytes=0-0"),))
             with contextlib.suppress(ObjectChanged):  # 416: it is empty
-                self._head(ask_why)
-            return self._head(look)
+                self._head(ask_why, is_cancelled)
+            return self._head(look, is_cancelled)
 
-    def _head(self, call: Call) -> Head:
-        with self._sent(call) as (_, head):
+    def _head(self, call: Call, is_cancelled: IsCancelled) -> Head:
+        with self._sent(call, is_cancelled) as (_, head):
             return head
 
-    def _is_object(self, bucket: str, key: str) -> bool:
+    def _is_object(self, bucket: str, key: str, is_cancelled: IsCancelled) -> bool:
         """Return whether there surely is such an object: only for a hint."""
         if not key:
             return False
         try:
-            self._look_at(Asked("s3:GetObject", bucket, key))
+            self._look_at(Asked("s3:GetObject", bucket, key), is_cancelled)
         except StoreError:
             return False
         return True
 
-    def _is_prefix(self, asked: Asked) -> bool:
+    def _is_prefix(self, asked: Asked, is_cancelled: IsCancelled) -> bool:
         """Return whether there surely are objects below a prefix: only for a hint."""
         try:
-            return next(self._listed(asked), None) is not None
+            return next(self._listed(asked, is_cancelled), None) is not None
         except StoreError:
             return False
 
@@ -279,7 +284,7 @@ class _Run:
     def check(self) -> None:
         """Raise if it was cancelled."""
         if self._is_cancelled:
-            raise StoreUnavailable("the request was cancelled")
+            _refuse_cancelled()
 
     def cancel(self) -> None:
         with self._lock:
@@ -291,6 +296,20 @@ class _Run:
         """Leave the connection alone from now on: it may serve another request."""
         with self._lock:
             self._connection = None
+
+
+def _cutting(is_cancelled: IsCancelled) -> Callable[[float], None]:
+    """Return what ends a request, while nothing comes, that nobody wants any more."""
+
+    def idle(_idle_s: float) -> None:
+        if is_cancelled():
+            _refuse_cancelled()
+
+    return idle
+
+
+def _refuse_cancelled() -> NoReturn:
+    raise StoreUnavailable("the request was cancelled")
 
 
 def _check_part(url: str, part: Part, start: int, head: Head) -> None:
@@ -331,6 +350,9 @@ def _pinning(etag: str, url: str) -> str:
         _unpinned(f"the store tells no ETag of {url}")
     if etag.startswith("W/"):
         _unpinned(f"the store tells only a weak ETag of {url}: {etag[:80]}")
+    if not _ETAG.fullmatch(etag):
+        message = f"the store tells an ETag of {url} that no header can hold: {etag[:80]!r}"
+        raise BadReply(message, hint=_CHECK_STORE)
     return etag
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 _NO_DESCRIPTOR: Final = {errno.EMFILE, errno.ENFILE}
+_LOCK_MODE: Final = 0o600  # whoever can open the file can lock it, for as long as he likes
 _OTHER_ROOT: Final = "name another directory with --segment-root"
 
 
@@ -50,7 +51,8 @@ def claim(root: str, dir_mode: int) -> int:
             os.chmod(root, dir_mode)
         _check_owner(root)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(f"{root}/lock", flags, 0o644)
+        fd = os.open(f"{root}/lock", flags, _LOCK_MODE)
+        os.fchmod(fd, _LOCK_MODE)  # of a file that was there already
     except OSError as error:
         raise unusable(root, error) from error
     try:

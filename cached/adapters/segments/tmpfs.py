@@ -2,7 +2,7 @@
 
 Layout below the root::
 
-    lock                            held by flock as long as the daemon lives; its pid
+    lock                            mode 0600, held by flock as long as the daemon lives; its pid
     filling/NAME@VERSION~LOAD/PATH  mode 0600, full length from the start
     models/NAME/VERSION/PATH        mode 0444, complete
     models/NAME/current             a symbolic link to the VERSION
@@ -181,11 +181,14 @@ class TmpfsSegments:
 
         Raises:
             HeaderError: it breaks a rule of the format.
-            LoadFailed: the version was freed.
+            LoadFailed: the version was freed, or the system has no descriptor left.
         """
         with self._lock:
             _, opened = self._file(file)
-            fd = os.dup(opened.fd)  # survives a free in the segment thread
+            try:
+                fd = os.dup(opened.fd)  # survives a free in the segment thread
+            except OSError as error:
+                raise translated(error, f"cannot read {opened.path} of {file.of}") from error
         try:
             first = os.pread(fd, min(there_bytes, header.LENGTH_BYTES), 0)
             if len(first) < min(header.LENGTH_BYTES, opened.size_bytes):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
+import select
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -180,3 +182,44 @@ def test_a_silent_transfer_keeps_the_thread(mover, ways, monkeypatch):
     thread.join(0.05)
     assert thread.is_alive()
     mover.remove(transfer)
+
+
+def test_without_a_descriptor_nothing_is_started_and_the_next_one_is(mover, ways, monkeypatch):
+    def refuse() -> select.epoll:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    transfer = ways[0].transfer()
+    with monkeypatch.context() as patched:
+        patched.setattr(select, "epoll", refuse)
+        with pytest.raises(OSError, match="Too many"):
+            mover.add(transfer)
+    assert movers() == []
+    mover.add(transfer)
+    ways[0].far.sendall(ways[0].body[:10])
+    ways[0].far.close()
+    wait(transfer)
+    mover.remove(transfer)
+    assert transfer.at == ways[0].start + 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_ends_all_that_wait_for_it(mover, ways, monkeypatch):
+    transfer = ways[0].transfer()
+    mover.add(transfer)
+    (thread,) = movers()
+
+    def fail(_: Transfer) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Transfer, "step", fail)
+    ways[0].far.sendall(b"x")
+    wait(transfer)
+    thread.join(JOIN_S)
+    mover.remove(transfer)
+    assert isinstance(transfer.error, ZeroDivisionError)
+    monkeypatch.undo()
+    again = ways[1].transfer()
+    mover.add(again)
+    ways[1].far.close()
+    wait(again)
+    mover.remove(again)

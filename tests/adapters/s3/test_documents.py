@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.adapters.s3.documents import Fault, Listed, parse_fault, parse_listing
-from cached.core.errors import BadReply
+from cached.core.errors import BadReply, ObjectRefused
 from tests.fakes.s3_objects import Answer, Asked, Stored, listing
 
 XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -103,6 +103,12 @@ def test_something_else_than_a_listing_is_named():
 )
 def test_xml_that_could_expand_or_reach_out_is_refused(body: bytes):
     with pytest.raises(BadReply):
+        parse_listing(body)
+
+
+def test_a_listing_of_far_too_many_objects_is_refused_for_good():
+    body = b"<ListBucketResult>" + b"<Contents/>" * 250_001 + b"</ListBucketResult>"
+    with pytest.raises(ObjectRefused, match="more than 250000 elements; name the prefix of one"):
         parse_listing(body)
 
 

@@ -277,6 +277,16 @@ def test_a_close_cuts_a_listing_that_hangs(start: Start):
     assert bucket.server.count("LIST") == 1
 
 
+def test_a_listing_that_hangs_is_cut_when_nobody_wants_it_any_more(start: Start):
+    bucket = start(faults={("LIST", 0): Stall(FOREVER, -1)})
+    with pytest.raises(StoreUnavailable, match="cancelled"):
+        bucket.store.resolve(MODEL, bucket.server.stalled.is_set)
+    with pytest.raises(StoreUnavailable, match="cancelled"):
+        bucket.store.resolve(MODEL, lambda: True)
+    assert bucket.server.count("LIST") == 1
+    assert len(bucket.store.resolve(MODEL).objects) == 1
+
+
 DENIED = Status(403, code="AccessDenied")
 
 
@@ -374,6 +384,18 @@ def test_an_object_without_a_strong_etag_is_refused(start: Start, etag: str):
 
 
 # Fetches.
+
+
+@pytest.mark.parametrize(
+    "etag", ["&quot;a&#10;b&quot;", "&quot;a&#9;b&quot;", "&quot;\u533a&quot;"]
+)
+def test_an_etag_that_no_request_could_repeat_is_a_bad_reply(start: Start, etag: str):
+    one = f"<Contents><Key>llm/a</Key><Size>1</Size><ETag>{etag}</ETag></Contents>"
+    body = f"<ListBucketResult>{one}</ListBucketResult>".encode()
+    raw = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    bucket = start(faults={("LIST", 0): Raw(raw)})
+    with pytest.raises(BadReply, match="an ETag of s3://models/llm/a that no header can hold"):
+        bucket.store.resolve(MODEL)
 
 
 @pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "tls"])

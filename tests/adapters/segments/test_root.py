@@ -76,6 +76,15 @@ def test_a_root_that_another_user_made_is_refused(tmp_path: Path, monkeypatch):
         claim(str(tmp_path), 0o750)
 
 
+def test_only_the_daemons_user_can_open_the_lock_and_with_that_hold_it(tmp_path: Path):
+    (tmp_path / "lock").touch(0o644)
+    os.close(claim(str(tmp_path), 0o750))
+    assert mode(f"{tmp_path}/lock") == 0o600
+    (tmp_path / "lock").unlink()
+    os.close(claim(str(tmp_path), 0o750))
+    assert mode(f"{tmp_path}/lock") == 0o600
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "lock").symlink_to(tmp_path / "victim")

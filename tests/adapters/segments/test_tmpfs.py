@@ -315,6 +315,18 @@ def test_a_header_is_read_once_it_is_there(segments):
     assert segments.read_header(file, 7) == 8
 
 
+def test_a_header_that_cannot_be_read_for_want_of_a_descriptor_is_refused_with_what_to_do(
+    segments, monkeypatch
+):
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    fill(segments)
+    monkeypatch.setattr(os, "dup", none_left)
+    with pytest.raises(LoadFailed, match=r"cannot read z\.safetensors .*; raise .* \(ulimit -n\)"):
+        segments.read_header(FileRef(OF, 3), 100)
+
+
 def test_a_file_that_is_no_safetensors_file_is_refused(segments):
     fill(segments)
     for index in (1, 2):
