@@ -18,7 +18,14 @@ SLOW_TIMEOUT_S = 120
 # The time limit of the whole test is the deadline: a busy machine must not fail single examples.
 settings.register_profile("cached", deadline=None, print_blob=True)
 settings.load_profile("cached")
-mover.REST_S = 0.005  # type: ignore[misc]  # what the next test finds open must be its own
+
+
+@pytest.fixture(autouse=True, scope="session")
+def movers_rest_shortly() -> Iterator[None]:
+    """What the next test finds open must be its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mover, "REST_S", 0.005)
+        yield
 
 
 @pytest.fixture(autouse=True)

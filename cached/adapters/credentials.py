@@ -14,6 +14,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from cached.core.config import aws_names
 from cached.core.errors import CredentialsUnavailable, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -291,11 +292,10 @@ def _left_s(keys: Keys | None, now_s: float) -> float:
 
 
 def _sts_url(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return where STS is, and who says so: "Service-specific endpoints", AWS SDKs reference."""
-    if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
-        for name in ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"):
-            if environ.get(name):
-                return environ[name], name
+    """Return where STS is, and who says so."""
+    for name in aws_names(("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"), environ):
+        if environ.get(name):
+            return environ[name], name
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     domain = "amazonaws.com.cn" if region and region.startswith("cn-") else "amazonaws.com"
     url = f"https://sts.{region}.{domain}/" if region else "https://sts.amazonaws.com/"

@@ -21,7 +21,6 @@ from cached.core.objects import FileRef, Manifest, ModelRef, Part, VersionRef
 if TYPE_CHECKING:
     from cached.core.effects import Effect
     from cached.core.events import Event
-    from cached.core.objects import PeerId
     from cached.ports import Clock
 
     Fields = dict[str, object]
@@ -48,7 +47,6 @@ ROWS: dict[type, tuple[str, str]] = {
     events.Freed: ("info", "memory freed"),
     events.StillMapped: ("debug", "memory found still mapped"),
     events.FreeFailed: ("warning", "freeing failed"),
-    events.DrainRequested: ("info", "drain requested"),
     effects.Resolve: ("debug", "resolve began"),
     effects.CreateSegments: ("info", "model admitted"),
     effects.FetchPart: ("debug", "part requested"),
@@ -61,9 +59,11 @@ ROWS: dict[type, tuple[str, str]] = {
     effects.Refused: ("error", "load refused"),
     effects.Retried: ("warning", "retry planned"),
     effects.Evicted: ("info", "model evicted"),
+    effects.DrainBegan: ("info", "drain began"),
+    effects.DrainCut: ("info", "drain cut short"),
     effects.Drained: ("info", "daemon drained"),
 }
-SILENT = {events.Ticked, effects.WakeAt}
+SILENT = {events.Ticked, events.DrainRequested, effects.WakeAt}
 REPEATED = {effects.Retried, effects.Reply}
 
 # These pass, or the next version does: no person must act.
@@ -165,10 +165,7 @@ class Writer:
 class Log:
     """An Observer that writes what ``ROWS`` names; in the mailbox thread."""
 
-    __slots__ = (
-        *("_began_s", "_filling", "_is_draining", "_repeats", "_size_bytes"),
-        *("_unanswered", "_writer"),
-    )
+    __slots__ = ("_began_s", "_filling", "_repeats", "_size_bytes", "_writer")
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -176,21 +173,10 @@ class Log:
         self._size_bytes: dict[VersionRef, int] = {}  # of versions that are being loaded
         self._filling: set[VersionRef] = set()  # those of which a GET went out
         self._repeats: dict[tuple[object, ...], tuple[float, int]] = {}
-        self._unanswered: dict[PeerId, int] = {}
-        self._is_draining = False
 
     def happened(self, event: Event, now_s: float) -> None:
         """Write a line for an event."""
-        match event:
-            case events.Requested():
-                self._unanswered[event.peer] = self._unanswered.get(event.peer, 0) + 1
-            case events.Disconnected():
-                self._unanswered.pop(event.peer, None)
-            case _:
-                pass
         self._note(event, now_s)
-        if isinstance(event, events.DrainRequested):
-            self._is_draining = True
 
     def decided(self, effect: Effect, now_s: float) -> None:
         """Write a line for an effect."""
@@ -206,8 +192,6 @@ class Log:
                 self._writer.write("info", "loading began", model=of.name, version=of.version)
             case effects.Evicted():
                 self._forget(effect.of)
-            case effects.Reply() if effect.peer in self._unanswered:
-                self._unanswered[effect.peer] -= 1
             case _:
                 pass
         self._note(effect, now_s)
@@ -222,8 +206,6 @@ class Log:
         if row is None:
             return
         level, text = row
-        if isinstance(record, events.DrainRequested) and self._is_draining:
-            text = "drain cut short"
         extra = self._extra(record, now_s)
         code = extra.get("code")
         if isinstance(record, effects.Refused) and record.code in _PASSING:
@@ -253,17 +235,10 @@ class Log:
             case effects.Reply(body={"error": dict(error)}):
                 told = {"code": error.get("code"), "error": error.get("message")}
                 return told | ({"hint": error["hint"]} if error.get("hint") else {})
-            case events.DrainRequested():
-                return self._drain()
+            case effects.DrainBegan():
+                return {"hint": "it ends once they are answered; a second signal ends it at once"}
             case _:
                 return {}
-
-    def _drain(self) -> Fields:
-        """Return what is waited for, or that it is not any more."""
-        if self._is_draining:
-            return {"requests_given_up": sum(self._unanswered.values())}
-        hint = "it ends once they are answered; a second signal ends it at once"
-        return {"requests_under_way": sum(self._unanswered.values()), "hint": hint}
 
     def _is_repeated(self, fields: Fields, now_s: float) -> bool:
         """Return whether such a line was just written; count it if so, tell the count if not."""

@@ -33,10 +33,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
     """
     environ = os.environ if environ is None else environ
     levels = [from_flags(flags), from_environment(environ)]
-    for source, path in ((CONFIG_FLAG, flags.get("config")), (CONFIG_ENV, environ.get(CONFIG_ENV))):
-        if path:
-            levels.append(from_file(str(path), source))
-            break
+    file = config_file(flags, environ)
+    if file is not None:
+        levels.append(from_file(str(file.value), file.source))
     config = resolve([_absolute(level) for level in levels], _machine_defaults(environ))
     if not config.segment_root:
         message = f"segment_root is not given, and {SHARED_MEMORY} is not there"
@@ -46,6 +45,17 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
         hint = "it is given by --ca-bundle, CACHED_CA_BUNDLE, AWS_CA_BUNDLE or ca_bundle in a file"
         raise InvalidConfig(message, hint=hint)
     return config
+
+
+def config_file(
+    flags: Mapping[str, object], environ: Mapping[str, str] | None = None
+) -> Given | None:
+    """Return the path of the file that is read, and who names it; None: there is none."""
+    environ = os.environ if environ is None else environ
+    for source, path in ((CONFIG_FLAG, flags.get("config")), (CONFIG_ENV, environ.get(CONFIG_ENV))):
+        if path:
+            return Given(path, source)
+    return None
 
 
 def from_flags(flags: Mapping[str, object]) -> Level:

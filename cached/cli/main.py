@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached import __version__
-from cached.cli.terminal import printable, say
+from cached.cli.terminal import say
 from cached.core.errors import (
     CachedError,
     DaemonUnavailable,
     InsecureEndpoint,
     InvalidConfig,
     TimedOut,
+    printable,
 )
 
 if TYPE_CHECKING:

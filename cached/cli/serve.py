@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
 from cached.cli.arguments import Parser
-from cached.cli.load import CONFIG_FLAG, MODELS_FLAG, load
+from cached.cli.load import CONFIG_FLAG, MODELS_FLAG, config_file, load
 from cached.core.options import CONFIG_ENV, MODELS_ENV, OPTIONS, SWITCH
 
 if TYPE_CHECKING:
@@ -51,10 +50,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InvalidConfig: before anything was started.
     """
-    config = load(vars(options))
+    flags = vars(options)
+    config, file = load(flags), config_file(flags)
     from cached.hosts.standalone import run as run_daemon  # with all that --help need not wait for
 
-    return run_daemon(config, options.config or os.environ.get(CONFIG_ENV))
+    return run_daemon(config, None if file is None else str(file.value))
 
 
 def _titles() -> list[str]:

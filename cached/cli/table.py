@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cached.cli.terminal import printable
+from cached.core.errors import printable
 from cached.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

@@ -91,8 +91,3 @@ def say(text: str) -> None:
             raise
         message = f"cannot write the output: {error.strerror or 'stdout is closed'}"
         raise OutputLost(message, hint="name another file, or make room for it") from error
-
-
-def printable(text: str) -> str:
-    """Return foreign text (a store's message) on one line and without what steers a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

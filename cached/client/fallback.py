@@ -39,6 +39,7 @@ from cached.core.errors import (
 )
 from cached.core.loads import delay_s
 from cached.core.objects import FileRef, Part, VersionRef
+from cached.core.parts import MAX_PART_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PART_BYTES = 8 << 20
 CUT_S = 0.05  # what is cut when time is up mostly ends and tidies up within this
 
 
@@ -355,8 +355,8 @@ def _parts(manifest: Manifest, opened: list[OpenFile]) -> list[tuple[Part, PartS
     of = VersionRef("fallback", manifest.version)
     found: list[tuple[Part, PartSink]] = []
     for index, stored in enumerate(manifest.objects):
-        for start in range(0, stored.size_bytes, PART_BYTES):
-            stop = min(start + PART_BYTES, stored.size_bytes)
+        for start in range(0, stored.size_bytes, MAX_PART_BYTES):
+            stop = min(start + MAX_PART_BYTES, stored.size_bytes)
             part = Part(len(found), FileRef(of, index), manifest.uri, stored, start, stop)
             found.append((part, PartSink(opened[index], start, stop)))
     return found

@@ -110,7 +110,7 @@ def from_environment(environ: Mapping[str, str]) -> Level:
     check_variables(environ)
     given = {}
     for option in OPTIONS:
-        for name in (option.env, *_aws_names(option.aws, environ)):
+        for name in (option.env, *aws_names(option.aws, environ)):
             value = environ.get(name, "").strip()
             if value:
                 given[option.key] = Given(value, name)
@@ -209,8 +209,11 @@ def _members(name: str, table: object, source: str) -> dict[str, Given]:
     return {key: Given(value, source) for key, value in table.items()}
 
 
-def _aws_names(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Leave out the endpoints where the SDKs do: docs.aws.amazon.com/sdkref, ss-endpoints."""
+def aws_names(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the variables that the AWS SDKs would read: those of endpoints may be switched off.
+
+    Source: docs.aws.amazon.com/sdkref, "Service-specific endpoints".
+    """
     ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
     return tuple(name for name in names if not (ignored and "ENDPOINT_URL" in name))
 

@@ -139,6 +139,26 @@ class Evicted(NamedTuple):
     size_bytes: int
 
 
+class DrainBegan(NamedTuple):
+    """For observers: the daemon ends once these are answered.
+
+    Attributes:
+        requests_under_way: how many wait for something.
+    """
+
+    requests_under_way: int
+
+
+class DrainCut(NamedTuple):
+    """For observers: the daemon does not wait any longer.
+
+    Attributes:
+        requests_given_up: how many waited for something.
+    """
+
+    requests_given_up: int
+
+
 class Drained(NamedTuple):
     """Nothing is left to wait for: the daemon may stop."""
 
@@ -157,5 +177,7 @@ Effect = (
     | Refused
     | Retried
     | Evicted
+    | DrainBegan
+    | DrainCut
     | Drained
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from cached.core import events, lifecycle
-from cached.core.effects import Drained, WakeAt
+from cached.core.effects import DrainBegan, DrainCut, Drained, WakeAt
 from cached.core.filling import Filling
 from cached.core.ledger import Ledger
 from cached.core.loading import Loading
@@ -55,7 +55,8 @@ class Engine:
         self._state = lifecycle.STARTING
         self._drain_s = drain_s
         self._stop_at_s: float | None = None
-        self._last_waited_s = 0.0  # when somebody waited, as far as a drain needs to know
+        # Of a drain: when somebody waited last, and whether somebody did after the last event.
+        self._last_waited_s = 0.0
         self._is_waited_for = False
         self._wake_at_s: float | None = None
 
@@ -156,9 +157,12 @@ class Engine:
             self._advance("drain")
             self._stop_at_s = now_s + self._drain_s
             self._last_waited_s = now_s
+            self._is_waited_for = self._serving.waiter_count > 0
+            self._shelf.effects.append(DrainBegan(self._serving.waiter_count))
             self._shelf.is_draining = True
             self._shelf.changed.update(dict.fromkeys(self._shelf.models))  # some wait in vain now
         elif self._stop_at_s is not None:
+            self._shelf.effects.append(DrainCut(self._serving.waiter_count))
             self._stop_at_s = now_s
 
     @property
@@ -171,6 +175,8 @@ class Engine:
         return min(self._stop_at_s, self._last_waited_s + LAST_REQUESTS_S)
 
     def _check_drained(self, now_s: float) -> None:
+        if self._stop_at_s is None:
+            return
         was_waited_for, self._is_waited_for = self._is_waited_for, self._serving.waiter_count > 0
         if was_waited_for or self._is_waited_for:
             self._last_waited_s = now_s

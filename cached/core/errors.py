@@ -56,12 +56,13 @@ class CachedError(Exception):
     transient = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message = message = _printable(message)
-        self.hint = hint = _printable(hint)
+        self.message = message = printable(message)
+        self.hint = hint = printable(hint)
         super().__init__(f"{message}; {hint}" if hint else message)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return foreign text (a store's message) on one line and without what steers a terminal."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -7,7 +7,7 @@ request and reply means.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cached.core import reporting, wire
 from cached.core.effects import Reply
@@ -20,57 +20,20 @@ from cached.core.errors import (
     TimedOut,
 )
 from cached.core.objects import FileRef, PeerId
+from cached.core.peers import Peer, Waiter, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from cached.core.events import Connected, Requested
     from cached.core.loading import Loading
     from cached.core.loads import Load, Model, Shelf
     from cached.core.objects import Range, VersionRef
+    from cached.core.peers import Answer, Ask, Wants
     from cached.core.reporting import About
-
-    Ask = Callable[[], "Answer | None"]
-    Wants = Sequence[tuple[int, Range]]
 
 LOCAL = PeerId(0)
 """The daemon's own threads (HTTP): said hello, and may do what its owner may."""
-
-Answer = tuple[dict[str, object], tuple[FileRef, ...]]
-
-
-class Peer:
-    """One connection.
-
-    Attributes:
-        lease: the load it holds; None before ``open``.
-        is_opening: an ``open`` is not answered yet.
-        ranges: how many it waits for, in all its requests.
-    """
-
-    __slots__ = ("has_greeted", "is_opening", "lease", "ranges", "uid")
-
-    def __init__(self, uid: int, *, has_greeted: bool = False) -> None:
-        self.uid = uid
-        self.has_greeted = has_greeted
-        self.lease: Load | None = None
-        self.is_opening = False
-        self.ranges = 0
-
-
-class Waiter(NamedTuple):
-    """A request that is not answered yet.
-
-    Attributes:
-        answer: returns the reply, or None to wait on; raises the error that is the reply.
-        wants: what the planner of the lease's load holds for it until it is answered.
-    """
-
-    peer: PeerId
-    request_id: int
-    op: str
-    answer: Ask
-    wants: Wants = ()
 
 
 class Serving:
@@ -123,7 +86,7 @@ class Serving:
         for name, waiters in self._waiters.items():
             for waiter in waiters:
                 if waiter.peer == peer_id:
-                    self._ended(peer, waiter)
+                    peer.ended(waiter)
             self._waiters[name] = [waiter for waiter in waiters if waiter.peer != peer_id]
         if peer.lease is not None:
             peer.lease.holders.discard(peer_id)
@@ -158,31 +121,21 @@ class Serving:
         error = DaemonUnavailable(reason, hint="try again, or read the model another way")
         for waiters in self._waiters.values():
             for waiter in waiters:
-                self._send(waiter, (wire.error_body(error), ()))
+                self._send(waiter, refusal(error))
         self._waiters.clear()
 
     def _try(self, waiter: Waiter) -> bool:
         try:
             answer = waiter.answer()
         except CachedError as error:
-            answer = (wire.error_body(error), ())
+            answer = refusal(error)
         if answer is None:
             return False
         self._send(waiter, answer)
         return True
 
-    @staticmethod
-    def _ended(peer: Peer, waiter: Waiter) -> None:
-        """Take back what a request that waits no more had asked for."""
-        if waiter.op == "open":
-            peer.is_opening = False
-        if peer.lease is not None:
-            for index, span in waiter.wants:
-                peer.lease.planner.give_up(index, span.start, span.stop)
-        peer.ranges -= len(waiter.wants)
-
     def _send(self, waiter: Waiter, answer: Answer) -> None:
-        self._ended(self._peers[waiter.peer], waiter)
+        self._peers[waiter.peer].ended(waiter)
         body, files = answer
         self._shelf.effects.append(Reply(waiter.peer, waiter.request_id, waiter.op, body, files))
 
@@ -217,7 +170,7 @@ class Serving:
             load = model.load
             if load is None:
                 if model.state == "failed" and model.error is not None:
-                    raise model.error
+                    return refusal(model.error)
                 if not model.is_under_way:
                     self._refuse_when_draining()
                 self._loading.want(model, now_s)  # it was evicted in the meantime
@@ -267,16 +220,7 @@ class Serving:
         load = self._lease(peer)
         ranges = wire.ranges(event.fields)
         wants = ranges or []
-        load.check_ranges(wants)
-        if peer.ranges + len(wants) > wire.MAX_RANGES_WAITING:
-            message = (
-                f"this connection waits for {peer.ranges} ranges already: "
-                f"at most {wire.MAX_RANGES_WAITING} are allowed"
-            )
-            raise BadRequest(message, hint="wait for the answers to earlier requests")
-        for index, span in wants:
-            load.planner.want(index, span.start, span.stop)
-        peer.ranges += len(wants)
+        peer.want(load, wants)
         missing = wants[::-1]
 
         def answer() -> Answer | None:
@@ -285,7 +229,7 @@ class Serving:
             if load.is_complete if ranges is None else not missing:
                 return self._progress(load, {"path": load.path} if ranges is None else {})
             if load.error is not None:
-                raise load.error
+                return refusal(load.error)
             self._refuse_when_retired(load)
             return None
 
@@ -305,7 +249,7 @@ class Serving:
             if there_bytes > seen_bytes or load.is_complete:
                 return self._progress(load, {"seen": there_bytes, "ranges": there})
             if load.error is not None:
-                raise load.error
+                return refusal(load.error)
             self._refuse_when_retired(load)
             return None
 
@@ -324,7 +268,7 @@ class Serving:
             for waiter in waiters:
                 if waiter.peer == event.peer and waiter.request_id == request_id:
                     error = TimedOut("given up by the worker")
-                    self._send(waiter, (wire.error_body(error), ()))
+                    self._send(waiter, refusal(error))
                     self._waiters[name] = [other for other in waiters if other is not waiter]
                     break
         self._reply(event, {})

@@ -200,8 +200,7 @@ def until(fields: Mapping[str, object]) -> str:
     """
     found = optional_text(fields, "until") or "header"
     if found not in {"header", "ready"}:
-        message = f"until must be header or ready, was {found[:64]!r}"
-        raise BadRequest(message)
+        raise _wrong("until", "header or ready", found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 A composition root: it builds the adapters, hands them to the daemon, and knows what starts
 when. The HTTP side (aiohttp on uvloop, as slow to import as all the rest) starts once the
-first GET is under way, or nothing is to be fetched, and in any case soon.
+first GET has ended, or nothing is to be fetched, and in any case soon.
 """
 
 from __future__ import annotations

@@ -369,15 +369,10 @@ def test_a_refusal_tells_what_to_do_and_a_retry_why(pipe: Pipe):
 
 
 def test_a_drain_tells_what_it_waits_for_and_how_to_end_it_at_once(pipe: Pipe):
-    gone = PeerId(8)
-    for peer, request_id in ((PEER, 1), (PEER, 2), (gone, 1)):
-        pipe.log.happened(events.Requested(peer, request_id, "wait", {}), 1.0)
-    pipe.log.decided(effects.Reply(PEER, 1, "wait", {}), 1.0)
-    pipe.log.happened(events.Disconnected(gone), 1.0)
-    for _ in range(2):
-        pipe.log.happened(events.DrainRequested(), 1.0)
+    pipe.log.decided(effects.DrainBegan(1), 1.0)
+    pipe.log.decided(effects.DrainCut(1), 1.0)
     first, second = pipe.lines()
-    assert (first["event"], first["requests_under_way"]) == ("drain requested", 1)
+    assert (first["event"], first["requests_under_way"]) == ("drain began", 1)
     assert "second signal ends it at once" in str(first["hint"])
     assert (second["event"], second["requests_given_up"]) == ("drain cut short", 1)
 

@@ -7,10 +7,8 @@ import os
 import pty
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cached.cli.terminal import Terminal, printable, terminal_of
+from cached.cli.terminal import Terminal, terminal_of
 
 
 @pytest.fixture
@@ -51,9 +49,3 @@ def test_states_are_coloured_sparingly():
     assert terminal.state("loading") == "\x1b[33mloading\x1b[0m"
     assert terminal.state("absent") == "absent"
     assert Terminal().state("failed") == "failed"
-
-
-@given(st.text())
-def test_foreign_text_cannot_steer_a_terminal(text: str):
-    assert printable(text).isprintable()
-    assert len(printable(text)) == len(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cached.core.errors import LoadFailed, TensorUnknown
+from cached.core.errors import LoadFailed, TensorUnknown, printable
 
 
 @pytest.mark.parametrize("foreign", ["\x1b", "\a", "\n", "\r", "\x9b", "\u202e", "\udc80"])
@@ -16,3 +18,9 @@ def test_what_a_terminal_would_obey_is_no_part_of_a_message(foreign: str):
 
 def test_letters_of_any_language_stay():
     assert TensorUnknown("Gewichtsmatrix \u533a\xe4").message == "Gewichtsmatrix \u533a\xe4"
+
+
+@given(st.text())
+def test_foreign_text_cannot_steer_a_terminal(text: str):
+    assert printable(text).isprintable()
+    assert len(printable(text)) == len(text)

@@ -49,7 +49,7 @@ def test_a_signal_ends_an_idle_daemon_at_once(daemon: Daemons, tiny: Path, signu
     events = [record["event"] for record in served.records()]
     assert events[0] == "daemon started"
     assert events[-1] == "daemon stopped"
-    assert "drain requested" in events
+    assert "drain began" in events
 
 
 def test_a_signal_ends_a_daemon_whose_listings_hang(daemon: Daemons, store: Stores):

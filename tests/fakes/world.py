@@ -269,6 +269,8 @@ class World:
                     self.is_drained = True
                 case effects.CancelParts() | effects.Refused() | effects.Retried():
                     pass
+                case effects.DrainBegan() | effects.DrainCut():
+                    pass
                 case effects.Evicted():
                     if effect.reason == "budget":
                         assert effect.of not in self.leases.values(), "evicted though leased"

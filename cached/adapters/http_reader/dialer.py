@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cached.adapters.http_reader.connection import Connection
 from cached.adapters.http_reader.heads import request_head, split_url
 from cached.adapters.http_reader.mover import Mover
-from cached.adapters.http_reader.receiving import Receiver, reason
+from cached.adapters.http_reader.receiving import MORE_FILES, Receiver, reason
 from cached.core.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Dialer:
             message = f"cannot connect to {peer}: {reason(error)}"
             hint = "check endpoint and region, and that the store is up"
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
-                hint = "raise the limit of open files (ulimit -n), or lower fetch_threads"
+                hint = MORE_FILES
             raise StoreUnavailable(message, hint=hint) from error
         with contextlib.ExitStack() as stack:
             stack.callback(sock.close)

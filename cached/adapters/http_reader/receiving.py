@@ -30,6 +30,7 @@ LOWAT_BYTES = 256 << 10  # sleep until so much is there; 512 KiB is no better, 6
 TLS_SLACK_BYTES = 32 << 10  # of what is left, the TLS layer may already hold a record (16 KiB)
 PIPE_BYTES = 1 << 20  # the most an unprivileged process gets: /proc/sys/fs/pipe-max-size
 MIN_PIPE_BYTES = 256 << 10  # with the usual 64 KiB splicing costs more than copying
+MORE_FILES = "raise the limit of open files (ulimit -n), or lower fetch_threads"
 _CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 _PLAIN = (BlockingIOError,)
 
@@ -299,8 +300,7 @@ class Receiver:
 
     def _cannot_move(self, error: OSError) -> StoreUnavailable:
         message = f"cannot receive from {self.peer}: {reason(error)}"
-        hint = "raise the limit of open files (ulimit -n), or lower fetch_threads"
-        return StoreUnavailable(message, hint=hint)
+        return StoreUnavailable(message, hint=MORE_FILES)
 
     def _cancelled(self) -> StoreUnavailable:
         return StoreUnavailable(f"the request to {self.peer} was cancelled")

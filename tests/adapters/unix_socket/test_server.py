@@ -28,9 +28,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.adapters import unix_socket
 from cached.adapters.listening_socket import listen
-from cached.adapters.unix_socket import MAX_UNREAD_DESCRIPTORS, UnixSocket
+from cached.adapters.unix_socket import UnixSocket, connection, server
+from cached.adapters.unix_socket.connection import MAX_UNREAD_DESCRIPTORS
 from cached.core.effects import Reply
 from cached.core.events import Connected, Disconnected, Requested
 from cached.core.objects import PeerId
@@ -310,7 +310,7 @@ def test_who_gets_no_files_because_others_do_not_receive_theirs_is_told_so(
         return []
 
     worker, peer = served.worker()
-    monkeypatch.setattr(unix_socket, "_ancillary", full)
+    monkeypatch.setattr(connection, "_ancillary", full)
     worker.ask(1, "open")
     served.answer(served.request(), a_file())
 
@@ -410,7 +410,7 @@ def test_a_frame_that_never_ends_is_no_event(served: Served):
 
 def test_unfinished_requests_of_all_workers_together_are_bounded(served: Served):
     unfinished = struct.pack(">I", MAX_REQUEST_BYTES) + b"x" * (MAX_REQUEST_BYTES - 1)
-    workers = [served.worker() for _ in range(unix_socket.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES)]
+    workers = [served.worker() for _ in range(server.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES)]
     for worker, _ in workers:
         worker.socket.sendall(unfinished)
     event = served.event()
@@ -516,7 +516,7 @@ def test_a_worker_that_is_held_back_wakes_nobody(served: Served):
 
 def test_a_worker_may_send_any_amount_of_finished_requests(served: Served):
     worker, _ = served.worker()
-    for n in range(unix_socket.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES + 2):
+    for n in range(server.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES + 2):
         worker.ask(n, "open", filler="x" * (MAX_REQUEST_BYTES - 100))
         served.answer(served.request())
         assert worker.reply() == {"id": n}
@@ -625,7 +625,7 @@ def test_a_worker_that_left_too_much_unread_loses_its_connection(served: Served)
 def test_what_all_workers_together_leave_unread_is_bounded(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(unix_socket, "MAX_REPLY_BYTES", 3 << 20)
+    monkeypatch.setattr(server, "MAX_REPLY_BYTES", 3 << 20)
     workers = [served.worker() for _ in range(3)]
     for worker, _ in workers[:2]:
         worker.ask()
@@ -640,7 +640,7 @@ def test_what_all_workers_together_leave_unread_is_bounded(
 def test_a_reply_over_the_limit_becomes_an_error_without_descriptors(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(unix_socket, "MAX_REPLY_BYTES", 1000)
+    monkeypatch.setattr(connection, "MAX_REPLY_BYTES", 1000)
     worker, _ = served.worker()
     worker.ask(1, "open")
     served.answer(served.request(), a_file(), text="x" * 1000)
