@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: setup fmt lint check test test-slow cover demo bench bench-setup bench-attach bench-share \
-	bench-fetch docs dist lock clean help
+	bench-fetch bench-faults bench-checksum docs dist lock clean help
 
 setup: $(READY)  ## make .venv with the pinned versions (PYTHON=..., VENV=...)
 
@@ -60,7 +60,13 @@ bench-share: $(READY)  ## memory of 8 workers on one model (ARGS=--quick)
 bench-fetch: $(READY)  ## S3 into shared memory (ARGS=--quick)
 	$(BIN)/python -m bench.fetch $(ARGS)
 
-bench: bench-attach bench-share bench-fetch  ## all benches (ARGS=--quick)
+bench-faults: $(READY)  ## clients beside each other when the store misbehaves (ARGS=--quick)
+	$(BIN)/python -m bench.faults $(ARGS)
+
+bench-checksum: $(READY)  ## check what lies in memory (ARGS=--quick)
+	$(BIN)/python -m bench.checksum $(ARGS)
+
+bench: bench-attach bench-share bench-fetch bench-faults  ## the benches of the report (ARGS=--quick)
 
 docs: $(READY)  ## write the generated pages of docs/ anew
 	$(BIN)/python -m cached.cli.reference --write
@@ -81,4 +87,4 @@ clean:  ## remove .venv, what was built, and the workloads of the benches
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@awk -F ':.*##[ ]*' '/^[a-z-]+:.*##/ {printf "  %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*##[ ]*' '/^[a-z-]+:.*##/ {printf "  %-15s %s\n", $$1, $$2}' Makefile

@@ -22,7 +22,7 @@ from bench.record import ROOT
 from bench.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 START_TIMEOUT_S = 20.0
@@ -38,6 +38,22 @@ class DaemonError(Exception):
     """The daemon did not start, or refused what a bench asked."""
 
 
+class DaemonTimeout(DaemonError):
+    """The daemon did not answer in time."""
+
+
+class Refused(DaemonError):
+    """The daemon answered with an error.
+
+    Attributes:
+        code: of the error, as docs/wire.md lists them.
+    """
+
+    def __init__(self, op: str, error: Mapping[str, str]) -> None:
+        super().__init__(f"{op}: {error['code']}: {error['message']}")
+        self.code = error["code"]
+
+
 class Settings(NamedTuple):
     """How the daemon is started.
 
@@ -46,12 +62,14 @@ class Settings(NamedTuple):
         memory_budget: as the flag takes it.
         fetch_threads: how many GETs may run at a time.
         environment: beside that of the bench, AWS_* for instance.
+        flags: more of `cached serve`.
     """
 
     models: Mapping[str, str]
     memory_budget: str
     fetch_threads: int = 8
     environment: Mapping[str, str] | None = None
+    flags: Sequence[str] = ()
 
 
 class Load(NamedTuple):
@@ -93,14 +111,18 @@ class Daemon:
             self.close()
             raise
 
-    def load(self, model: str) -> Load:
+    def load(self, model: str, timeout_s: float = LOAD_TIMEOUT_S) -> Load:
         """Fetch a model that is absent, and return what it took once it is complete.
 
         Raises:
             DaemonError: the load failed.
+            DaemonTimeout: it is not complete after ``timeout_s``.
         """
         process.forget_peak_rss(self.pid)
-        with Connection(self.socket_path) as control, Connection(self.socket_path) as waiter:
+        with (
+            Connection(self.socket_path) as control,
+            Connection(self.socket_path, timeout_s) as waiter,
+        ):
             began_cpu_s = process.cpu_s(self.pid)
             began_s = time.perf_counter()
             control.ask("prefetch", model=model)
@@ -170,6 +192,7 @@ class Daemon:
             f"--http-port={self._http_port}",
             f"--fetch-threads={settings.fetch_threads}",
             f"--memory-budget={settings.memory_budget}",
+            *settings.flags,
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CACHED_")}
         with (self.directory / "log").open("wb") as log:
@@ -210,9 +233,9 @@ def toml(models: Mapping[str, str]) -> str:
 class Connection:
     """A connection that asks one thing at a time; descriptors that come along are closed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout_s: float = LOAD_TIMEOUT_S) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(LOAD_TIMEOUT_S)
+        self._socket.settimeout(timeout_s)
         self._data = b""
         self._last_id = 0
         try:
@@ -226,17 +249,22 @@ class Connection:
         """Send a request and return its reply.
 
         Raises:
-            DaemonError: the reply is an error, or does not come.
+            Refused: the reply is an error.
+            DaemonError: the daemon hung up.
+            DaemonTimeout: the reply does not come.
         """
         self._last_id += 1
         body = json.dumps({"id": self._last_id, "op": op, **members}).encode()
         try:
             self._socket.sendall(len(body).to_bytes(4, "big") + body)
             reply = self._read()
+        except TimeoutError as error:
+            message = f"{op}: no reply within {self._socket.gettimeout()} s"
+            raise DaemonTimeout(message) from error
         except OSError as error:
             raise DaemonError(f"{op}: the daemon hung up: {error}") from error
         if refusal := reply.get("error"):
-            raise DaemonError(f"{op}: {refusal['code']}: {refusal['message']}")
+            raise Refused(op, refusal)
         return reply
 
     def close(self) -> None:

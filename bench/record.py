@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 # What a bench itself writes does not make the measured tree another one.
 WRITTEN_BY_BENCHES = (":!bench/results", ":!docs/benchmarks.md")
+# A metric that counts rounds begins so; the rest of its name says how they ended.
+ENDED = "ended "
 
 
 class Row(TypedDict):

@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import record
+from bench import record, report_faults
+from bench.tables import Figures, Goal, number, quotient, shown, spread, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from bench.record import Result, Row
 
 PAGE = record.ROOT / "docs" / "benchmarks.md"
-NOT_PEERS = ("cached", "limit")
 MIN_N = 5
 IMPORTED = {
     "cached": "import cached",
@@ -37,46 +37,6 @@ the lowest and the highest in brackets.
 
 class ReportError(Exception):
     """There is nothing that may be published."""
-
-
-class Figures:
-    """The rows of one result, by what they measure."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._rows = {(row["case"], row["subject"], row["metric"]): row for row in rows}
-
-    def median(self, case: str, subject: str, metric: str) -> float | None:
-        """Return a median, or None if that was not measured."""
-        found = self._rows.get((case, subject, metric))
-        return None if found is None else found["median"]
-
-    def cases(self) -> list[str]:
-        """Return the cases in the order in which they were measured."""
-        return list(dict.fromkeys(case for case, _, _ in self._rows))
-
-    def peers(self, case: str, metric: str) -> dict[str, float]:
-        """Return the medians of all peers in a case."""
-        return {
-            subject: row["median"]
-            for (its_case, subject, its_metric), row in self._rows.items()
-            if its_case == case and its_metric == metric and subject not in NOT_PEERS
-        }
-
-
-class Goal(NamedTuple):
-    """A figure that the project wants to hold.
-
-    Attributes:
-        text: what is measured.
-        wanted: the bound.
-        measured: None where it was not measured.
-        is_met: whether a value keeps the bound.
-    """
-
-    text: str
-    wanted: str
-    measured: float | None
-    is_met: Callable[[float], bool]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -141,11 +101,11 @@ def _section(result: Result) -> Iterator[str]:
     yield f"## {title}\n"
     yield result["workload"] + "\n"
     yield _provenance(result)
-    yield from _table(
-        ("", "wanted", "measured", ""), (_goal_cells(goal) for goal in goals(figures))
-    )
+    yield from table(("", "wanted", "measured", ""), (_goal_cells(goal) for goal in goals(figures)))
     yield from ratios(figures)
-    yield from _absolutes(result["rows"])
+    yield from _absolutes(
+        [row for row in result["rows"] if not row["metric"].startswith(record.ENDED)]
+    )
 
 
 def _provenance(result: Result) -> str:
@@ -175,7 +135,7 @@ def _absolutes(rows: Sequence[Row]) -> Iterator[str]:
     for columns in dict.fromkeys(tuple(each.items()) for each in metrics.values()):
         cases = [case for case, each in metrics.items() if tuple(each.items()) == columns]
         head = ("case", "subject", *(f"{metric}, {unit}" for metric, unit in columns), "n")
-        yield from _table(head, _absolute_cells(rows, cases, [metric for metric, _ in columns]))
+        yield from table(head, _absolute_cells(rows, cases, [metric for metric, _ in columns]))
 
 
 def _absolute_cells(
@@ -190,47 +150,15 @@ def _absolute_cells(
         yield (case, subject, *spreads, str(max(row["n"] for row in found.values())))
 
 
-def spread(row: Row) -> str:
-    """Return a row's median, and in brackets its ends."""
-    return f"{number(row['median'])} ({number(row['min'])} - {number(row['max'])})"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    body = list(rows)
-    if not body:
-        return
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for cells in body:
-        yield "| " + " | ".join(cells) + " |"
-    yield ""
-
-
-def number(value: float) -> str:
-    """Return a value with three significant digits, thousands separated."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def quotient(above: float | None, below: float | None) -> float | None:
-    """Return ``above / below``, or None where one is missing."""
-    return None if above is None or not below else above / below
-
-
-def _shown(value: float | None, suffix: str = "") -> str:
-    return "-" if value is None else number(value) + suffix
-
-
 def _attach_ratios(figures: Figures) -> Iterator[str]:
-    yield from _table(
+    yield from table(
         ("opening takes", "cached, ms", "safe_open / cached", "safe_open-numpy / cached"),
         (
             (
                 case,
-                _shown(figures.median(case, "cached", "open_ms")),
+                shown(figures.median(case, "cached", "open_ms")),
                 *(
-                    _shown(quotient(figures.median(case, other, "open_ms"), ours), " x")
+                    shown(quotient(figures.median(case, other, "open_ms"), ours), " x")
                     for other in ("safe_open", "safe_open-numpy")
                 ),
             )
@@ -273,14 +201,14 @@ def _share_ratios(figures: Figures) -> Iterator[str]:
         subject: figures.median("workers-8", subject, "pss_ratio")
         for subject in ("cached", *figures.peers("workers-8", "pss_ratio"))
     }
-    yield from _table(
+    yield from table(
         ("8 workers on one model", "memory / (model + workers without it)"),
-        ((subject, _shown(ratio)) for subject, ratio in ratios.items()),
+        ((subject, shown(ratio)) for subject, ratio in ratios.items()),
     )
-    yield from _table(
+    yield from table(
         ("a process that does no more than", "its wall time / import socket, json, mmap"),
         (
-            (f"`{statement}`", _shown(figures.median("import", subject, "import_ratio")))
+            (f"`{statement}`", shown(figures.median("import", subject, "import_ratio")))
             for subject, statement in IMPORTED.items()
         ),
     )
@@ -344,14 +272,14 @@ def compare(figures: Figures, case: str) -> Comparison:
 
 
 def _fetch_ratios(figures: Figures) -> Iterator[str]:
-    yield from _table(
+    yield from table(
         ("cached", "MB/s / the best peer's", "CPU per GiB / the lowest of a peer", "of the limit"),
         (
             (
                 each.case,
-                f"{_shown(each.speed)} ({each.fastest})",
-                f"{_shown(each.cpu)} ({each.thriftiest})",
-                _shown(each.of_limit),
+                f"{shown(each.speed)} ({each.fastest})",
+                f"{shown(each.cpu)} ({each.thriftiest})",
+                shown(each.of_limit),
             )
             for each in (compare(figures, case) for case in figures.cases())
         ),
@@ -382,6 +310,7 @@ SECTIONS: Mapping[str, Section] = {
     "attach": Section("Opening a resident model", _attach_ratios, _attach_goals),
     "share": Section("Memory", _share_ratios, _share_goals),
     "fetch": Section("From S3 into shared memory", _fetch_ratios, _fetch_goals),
+    "faults": Section("When the store misbehaves", report_faults.ratios, report_faults.goals),
 }
 
 

@@ -42,7 +42,10 @@ PEERS = {
     "awscrt": Need("awscrt", "awscrt"),
     "boto3": Need("boto3", "boto3"),
     "obstore": Need("obstore", "obstore"),
+    "runai-model-streamer": Need("runai-model-streamer", "runai_model_streamer"),
+    "s3torchconnector": Need("s3torchconnector", "s3torchconnector"),
     "s5cmd": Need("s5cmd", "s5cmd"),
+    "tensorizer": Need("tensorizer", "tensorizer"),
 }
 ALL = (NGINX, SEAWEEDFS, TORCH, SAFETENSORS, NUMPY, *PEERS.values())
 

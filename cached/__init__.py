@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StoreError,
         TensorUnknown,
         TimedOut,
+        VersionUnknown,
     )
 
 _HOMES = {"open": "cached.client.opening", "Model": "cached.client.model"}
@@ -52,6 +53,7 @@ __all__ = [
     "StoreError",
     "TensorUnknown",
     "TimedOut",
+    "VersionUnknown",
     "__version__",
     "open",
 ]

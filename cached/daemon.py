@@ -6,6 +6,7 @@ segment thread, the epoll thread, the daemon's own HTTP thread, signals.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from queue import Empty, SimpleQueue
@@ -27,6 +28,8 @@ SEGMENT_JOIN_S = 5.0  # of the segment thread: the last close of 1 GiB takes 130
 # Of all fetch threads together: one that waits on a socket ends in milliseconds; a connection that
 # is being made, or a name that is looked up, cannot be cut and must not delay the end.
 FETCH_JOIN_S = 1.0
+CHECK_THREADS = 2  # one reads a file while another one's bytes come
+_OVER = b"\0"  # no signal has this number
 LONGEST_WAIT_S = 3600.0  # of the mailbox; a timer further away is asked for again
 
 
@@ -112,6 +115,10 @@ class Daemon:
             threading.Thread(target=runner.fetch_work, name=f"cached-fetch-{index}", daemon=True)
             for index in range(fetch_threads)
         ]
+        self._check_threads = [
+            threading.Thread(target=runner.check_work, name=f"cached-check-{index}", daemon=True)
+            for index in range(CHECK_THREADS)
+        ]
         self._segment_thread = threading.Thread(
             target=runner.segment_work, name="cached-segment", daemon=True
         )
@@ -120,7 +127,7 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until a signal has been answered by a drain."""
-        for thread in (*self._fetch_threads, self._segment_thread):
+        for thread in (*self._fetch_threads, *self._check_threads, self._segment_thread):
             thread.start()
         self._carry_out(self._engine.start(self._clock.now_s()))
         while not self._is_stopped:
@@ -129,10 +136,10 @@ class Daemon:
 
     def _stop(self) -> None:
         self._runner.cut()
-        self._runner.stop(len(self._fetch_threads))
+        self._runner.stop(len(self._fetch_threads), len(self._check_threads))
         self._segment_thread.join(SEGMENT_JOIN_S)
         until_s = self._clock.now_s() + FETCH_JOIN_S
-        for thread in self._fetch_threads:
+        for thread in (*self._fetch_threads, *self._check_threads):
             thread.join(max(0.0, until_s - self._clock.now_s()))
 
     def _step(self) -> None:
@@ -181,17 +188,34 @@ def drain_on_signals(post: Callable[[Event], None]) -> Callable[[], None]:
         del before[signal.SIGHUP]
     asked = 0
 
-    def drain(signum: int, frame: object) -> None:
+    def handle(signum: int, frame: object) -> None:
         nonlocal asked
         asked += 1
         if asked == 2:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        post(events.DrainRequested())
+
+    def watch() -> None:
+        while (number := os.read(read_fd, 1)) != _OVER:
+            if number[0] in before:
+                post(events.DrainRequested())
+
+    # Python runs a handler when the main thread gets to it; which it does not, if the signal comes
+    # in the moment before it goes to sleep on the mailbox. A thread that reads is always woken.
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    thread = threading.Thread(target=watch, name="cached-signals", daemon=True)
+    thread.start()
+    wakeup_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_fd)
+        os.write(write_fd, _OVER)
+        thread.join()
+        os.close(read_fd)
+        os.close(write_fd)
 
     for number in before:
-        signal.signal(number, drain)
+        signal.signal(number, handle)
     return restore

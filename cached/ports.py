@@ -9,12 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cached.core.effects import Effect, Reply
     from cached.core.events import Event
     from cached.core.header import Header
-    from cached.core.objects import FileRef, Manifest, ModelRef, Part, VersionRef
+    from cached.core.objects import (
+        FileRef,
+        Left,
+        Manifest,
+        ModelRef,
+        ObjectFacts,
+        Part,
+        Range,
+        StoredObject,
+        VersionRef,
+    )
 
     Post = Callable[[Event], None]
     """Puts an event into the mailbox; any thread, never blocks."""
@@ -52,55 +62,95 @@ class Sink(Protocol):
             ValueError: outside the part, or leaves a hole: a bug of the caller.
         """
 
-    def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
-        """Move exactly ``size_bytes`` from a pipe to the watermark, without a copy in user space.
+    def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
+        """Take exactly ``size_bytes`` out of a pipe, which belong at ``offset`` of the file.
 
-        Only for a part with a single attempt under way (there is nothing to drop).
+        What lies above the watermark is moved without a copy in user space. ``offset`` and its end
+        are bound as for ``accept``.
 
         Raises:
-            OutOfSpace: the file system is full.
+            OutOfSpace: the file system is full. Bytes may be left in the pipe.
+            ValueError: outside the part, or leaves a hole: a bug of the caller.
         """
+
+
+class Cancellation(Protocol):
+    """Whether one call is still wanted: see cancellation.py. Any thread."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Return whether nobody wants the call's result any more."""
+
+    def attach(self, cut: Callable[[], None]) -> None:
+        """Have ``cut`` called once when it is cancelled, at once if it already was.
+
+        From any thread. One at a time; it must not block, or call this object.
+        """
+
+    def detach(self) -> None:
+        """Forget ``cut``: when this returns, it neither runs nor will."""
 
 
 class ObjectStore(Protocol):
     """A place that holds objects: one implementation per URI scheme.
 
-    All methods are called from fetch threads, several at a time.
+    All methods are called from fetch threads, several at a time. Once its ``cancellation`` is
+    cancelled, a call ends soon with a StoreError; one without it is not cancelled.
     """
 
-    def resolve(self, ref: ModelRef, is_cancelled: Callable[[], bool] = ...) -> Manifest:
+    def resolve(self, ref: ModelRef, cancellation: Cancellation = ...) -> Manifest:
         """Return the objects below ``ref.uri`` as they are now.
-
-        Args:
-            ref: the model.
-            is_cancelled: asked again and again; once it is true, the call ends soon with a
-                StoreError. One that takes no time need not ask. Default: it is not.
 
         Raises:
             StoreError: what the store did; ``transient`` says whether a retry can help.
         """
 
-    def fetch(self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = ...) -> None:
-        """Fetch ``[sink.watermark, part.stop)`` of ``part.stored`` into the sink.
-
-        The request is pinned to the object's ETag. After an error the sink keeps what it
-        accepted; another call goes on from there.
+    def describe(
+        self, uri: str, stored: StoredObject, cancellation: Cancellation = ...
+    ) -> ObjectFacts:
+        """Return what the store tells of one object beside the listing; pinned to its ETag.
 
         Args:
-            part: what to fetch.
-            sink: takes its bytes.
-            is_cancelled: asked once ``cancel`` can reach this call, so that none that came
-                before is lost; default: it was not.
+            uri: of the model (``Manifest.uri``).
+            stored: the object, as it was listed.
+            cancellation: of this call.
 
         Raises:
             ObjectChanged: the object is not the one of the manifest any more.
-            StoreError: anything else; also what ``cancel`` makes of a running call.
+            StoreError: anything else.
         """
 
-    def cancel(self, part: Part) -> None:
-        """Make a running ``fetch`` of this part end soon with a StoreError; else do nothing.
+    def read(
+        self, uri: str, stored: StoredObject, cancellation: Cancellation, most_bytes: int
+    ) -> bytes:
+        """Return a small object whole; pinned to its ETag.
 
-        From any thread.
+        Args:
+            uri: of the model.
+            stored: the object, as it was listed.
+            cancellation: of this call.
+            most_bytes: the longest that is accepted.
+
+        Raises:
+            ObjectRefused: it is longer.
+            ObjectChanged: the object is not the one of the manifest any more.
+            StoreError: anything else.
+        """
+
+    def fetch(self, part: Part, sink: Sink, cancellation: Cancellation = ...) -> float | None:
+        """Fetch ``[sink.watermark, part.stop)`` of ``part.stored`` into the sink.
+
+        The request is pinned to the object's ETag. After an error the sink keeps what it
+        accepted; another call goes on from there. Several calls may run for one part, with
+        one sink: what one of them brings, the others need not.
+
+        Returns:
+            Seconds from the request to the head of its reply; ``None`` if there is no such thing.
+
+        Raises:
+            ObjectChanged: the object is not the one of the manifest any more.
+            StoreUnavailable: also when another call had brought all while this one waited.
+            StoreError: anything else.
         """
 
     def close(self) -> None:
@@ -111,13 +161,37 @@ class ObjectStore(Protocol):
 
 
 class SegmentStore(Protocol):
-    """Shared memory for files. ``create``, ``publish`` and ``free`` run in the segment thread."""
+    """Shared memory for files.
 
-    def create(self, of: VersionRef, manifest: Manifest) -> None:
+    ``create``, ``publish``, ``switch`` and ``free`` run in the segment thread.
+    """
+
+    def found(self) -> list[Left]:
+        """Return what an earlier daemon left here, as it was at the start.
+
+        ``create`` of its ``of`` and ``manifest`` adopts it, ``free`` of its ``of`` removes it.
+        Until then it stays as it is, and its path is valid.
+        """
+
+    def create(
+        self, of: VersionRef, manifest: Manifest, shared: Mapping[int, FileRef] = ...
+    ) -> list[tuple[int, Range]]:
         """Make all files of a version at full length: they can be mapped and filled from now on.
+
+        Args:
+            of: the version; of ``found``, to adopt what is there.
+            manifest: its objects.
+            shared: files, by index, that are the very file of another version of this store: the
+                same memory. That version must not have been freed. Not looked at for what
+                is adopted.
+
+        Returns:
+            What is there already, by index of the file: of shared and of adopted files.
 
         Raises:
             OutOfSpace: the file system is full. What was made stays until ``free``.
+            LoadFailed: the system refuses, a shared file is not here any more, or what is to be
+                adopted is not what it was. What was made stays until ``free``.
         """
 
     def sink(self, part: Part) -> Sink:
@@ -127,7 +201,7 @@ class SegmentStore(Protocol):
         """
 
     def release_sink(self, part: Part) -> None:
-        """Forget a part's sink: no attempt of it will come."""
+        """Forget a part's sink, and remember what it has taken: no attempt of it will come."""
 
     def read_header(self, file: FileRef, there_bytes: int) -> Header | int:
         """Parse the safetensors header of a file of which ``[0, there_bytes)`` is there.
@@ -141,17 +215,36 @@ class SegmentStore(Protocol):
         """
 
     def publish(self, of: VersionRef) -> str:
-        """Make a complete version read-only, visible by path, and current; return the directory.
+        """Make a complete version read-only and visible by path; return the directory.
+
+        Of one that is published already: its directory.
 
         Raises:
             OutOfSpace: the file system is full.
+            LoadFailed: a file has not its length, somebody could still change it, or the system
+                refuses.
         """
 
-    def free(self, of: VersionRef) -> bool:
+    def switch(self, of: VersionRef) -> None:
+        """Make a published version the one that ``current`` points to.
+
+        Raises:
+            OutOfSpace: the file system is full.
+            LoadFailed: it is not published, or the system refuses.
+        """
+
+    def free(self, of: VersionRef, *, if_unused: bool = False) -> bool:
         """Unlink a version; return whether nobody maps or holds any of it any more.
 
         May be called again until it returns True, which frees the memory. True for an
-        unknown version.
+        unknown version. What it shares with another version stays, and does not count.
+
+        Args:
+            of: the version.
+            if_unused: if anybody has it open or mapped, change nothing and return False.
+
+        Raises:
+            LoadFailed: the system refuses to unlink; may be called again.
         """
 
     def reader(self, file: FileRef) -> int:
@@ -159,6 +252,29 @@ class SegmentStore(Protocol):
 
         Under a millisecond; called in the mailbox thread.
         """
+
+
+class Checksums(Protocol):
+    """Sums of bytes in memory. Called from check threads, several at a time."""
+
+    def of_range(self, algorithm: str, fd: int, start: int, stop: int) -> bytes:
+        """Return the checksum of bytes ``[start, stop)`` of a file, big-endian.
+
+        Raises:
+            LoadFailed: the file ends before.
+        """
+
+    def extend(self, file: FileRef, algorithm: str, fd: int, start: int, stop: int) -> bytes:
+        """Return the SHA of all bytes below ``stop``, going on from where the last call ended.
+
+        One call at a time for each file; a ``start`` of 0 begins anew.
+
+        Raises:
+            LoadFailed: the file ends before.
+        """
+
+    def forget(self, of: VersionRef) -> None:
+        """Drop what ``extend`` keeps of a version's files."""
 
 
 class MemoryProbe(Protocol):

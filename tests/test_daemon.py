@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cached.adapters.checksums import Checksums
 from cached.adapters.clock import SystemClock
-from cached.adapters.segments import TmpfsSegments
+from cached.adapters.segments import DirectorySegments
 from cached.core import effects, events
 from cached.core.engine import Engine
 from cached.core.errors import BadReply, StoreUnavailable
@@ -80,9 +81,10 @@ class Running:
         self.store, self.workers, self.notes = store, Workers(), Notes()
         self.mailbox = Mailbox()
         clock = SystemClock()
-        self.segments = TmpfsSegments(str(root))
+        self.segments = DirectorySegments(str(root))
         self.inquiries = Inquiries(self.mailbox.post, self.workers)
         ports = Ports(
+            checksums=Checksums(),
             stores={"s3": store},
             segments=self.segments,
             memory=Memory(),

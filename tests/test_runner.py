@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import zlib
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cached.adapters.checksums import Checksums
 from cached.adapters.clock import SystemClock
-from cached.adapters.segments import TmpfsSegments
+from cached.adapters.segments import DirectorySegments
 from cached.core import effects, events
-from cached.core.errors import LoadFailed, ObjectMissing, StoreUnavailable
+from cached.core.digests import Digests, FileDigests
+from cached.core.digests import write as write_list
+from cached.core.errors import DigestsError, LoadFailed, ObjectMissing, StoreUnavailable
 from cached.core.header import Header, write
 from cached.core.objects import FileRef, ModelRef, Part, PeerId, VersionRef
 from cached.runner import Ports, Runner
 from tests.fakes.store import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cached.core.events import Event
     from cached.core.objects import Manifest
+    from cached.ports import Cancellation, Sink
 
 REF = ModelRef("m", "s3://b/m/")
 DATA = write([("a", "U8", (5,))]) + b"12345"
@@ -52,8 +58,9 @@ class Bench:
     def __init__(self, root: str, store: MemoryStore) -> None:
         self.store, self.replies = store, Replies()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        self.segments = TmpfsSegments(root)
+        self.segments = DirectorySegments(root)
         ports = Ports(
+            checksums=Checksums(),
             stores={"s3": store},
             segments=self.segments,
             memory=Memory(),
@@ -65,9 +72,10 @@ class Bench:
     def work(self, *jobs: effects.Effect) -> list[Event]:
         for job in jobs:
             self.runner.carry_out(job)
-        self.runner.stop(1)
+        self.runner.stop(1, 1)
         self.runner.fetch_work()
         self.runner.segment_work()
+        self.runner.check_work()
         return [self.events.get() for _ in range(self.events.qsize())]
 
     def created(self) -> tuple[VersionRef, Manifest]:
@@ -116,9 +124,9 @@ def test_a_listing_that_is_outdated_when_its_turn_comes_is_never_sent(bench, mon
     asked: list[ModelRef] = []
     real = bench.store.resolve
 
-    def resolve(ref: ModelRef, is_cancelled: Callable[[], bool]) -> Manifest:
+    def resolve(ref: ModelRef, token: Cancellation) -> Manifest:
         asked.append(ref)
-        manifest: Manifest = real(ref, is_cancelled)
+        manifest: Manifest = real(ref, token)
         return manifest
 
     monkeypatch.setattr(bench.store, "resolve", resolve)
@@ -131,24 +139,26 @@ def test_a_listing_that_is_outdated_when_its_turn_comes_is_never_sent(bench, mon
 
 
 def test_a_listing_that_gets_outdated_while_it_runs_is_cut_and_not_told(bench, monkeypatch):
-    def resolve(ref: ModelRef, is_cancelled: Callable[[], bool]) -> Manifest:
-        assert not is_cancelled()
+    def resolve(ref: ModelRef, token: Cancellation) -> Manifest:
+        states.append(token.is_cancelled)
         bench.runner.carry_out(effects.Resolve(other, 1))
-        assert not is_cancelled()
+        states.append(token.is_cancelled)
         bench.runner.carry_out(effects.Resolve(REF, 3))
-        assert is_cancelled()
+        states.append(token.is_cancelled)
         monkeypatch.undo()
         raise StoreUnavailable("cut")
 
+    states: list[bool] = []
     other = ModelRef("other", "s3://b/other/")
     monkeypatch.setattr(bench.store, "resolve", resolve)
 
     assert bench.work(effects.Resolve(REF, 1)) == []
+    assert states == [False, False, True]
     assert [event.listing for event in bench.work()] == [1, 3]
 
 
 def test_an_error_comes_back_without_what_its_thread_had_in_hand(bench, monkeypatch):
-    def resolve(ref: ModelRef, is_cancelled: Callable[[], bool]) -> Manifest:
+    def resolve(ref: ModelRef, token: Cancellation) -> Manifest:
         raise StoreUnavailable("503") from OSError("foreign")
 
     of, manifest = bench.created()
@@ -166,7 +176,7 @@ def test_an_error_comes_back_without_what_its_thread_had_in_hand(bench, monkeypa
 
 @pytest.mark.parametrize("error", [LoadFailed("cannot remove"), RuntimeError("a bug")])
 def test_a_free_that_fails_comes_back_as_that(bench, monkeypatch, error):
-    def refuse(of: VersionRef) -> bool:
+    def refuse(of: VersionRef, *, if_unused: bool) -> bool:
         raise error
 
     of, _ = bench.created()
@@ -302,6 +312,35 @@ def test_a_get_that_is_still_queued_when_it_is_cancelled_is_never_sent(bench):
     assert bench.store.gets == []
 
 
+def test_two_attempts_of_a_part_share_its_sink_until_both_have_ended(bench, monkeypatch):
+    of, manifest = bench.created()
+    part = bench.part(of, manifest, 1)
+    sinks: list[object] = []
+    tokens: list[object] = []
+    released: list[Part] = []
+    real = bench.segments.release_sink
+
+    def fetch(asked: Part, sink: Sink, token: Cancellation) -> None:
+        assert released == []
+        sinks.append(sink)
+        tokens.append(token)
+        sink.accept(sink.watermark, memoryview(b"hello")[sink.watermark :])
+
+    def release(asked: Part) -> None:
+        released.append(asked)
+        real(asked)
+
+    monkeypatch.setattr(bench.store, "fetch", fetch)
+    monkeypatch.setattr(bench.segments, "release_sink", release)
+
+    found = bench.work(effects.FetchPart(part), effects.FetchPart(part))
+
+    assert [type(event) for event in found] == [events.PartFetched] * 2
+    assert sinks[0] is sinks[1]
+    assert tokens[0] is not tokens[1]
+    assert released == [part]
+
+
 def test_a_cancel_of_one_version_leaves_the_gets_of_another_alone(bench):
     of, manifest = bench.created()
     other = VersionRef("other", manifest.version)
@@ -324,3 +363,104 @@ def test_what_is_queued_when_the_runner_is_cut_reaches_no_store(bench):
     assert isinstance(fetched, events.PartFailed)
     assert isinstance(resolved, events.ResolveFailed)
     assert bench.store.gets == []
+
+
+def test_an_object_is_described_or_not(bench):
+    of, manifest = bench.created()
+    look = effects.Describe(FileRef(of, 1), REF.uri, manifest.objects[1])
+
+    (well,) = bench.work(look)
+    bench.store.objects.clear()
+    (badly,) = bench.work(look)
+
+    assert isinstance(well, events.Described)
+    assert isinstance(badly, events.DescribeFailed)
+    assert (badly.file, badly.jitter_ratio) == (look.file, 0.25)
+
+
+def test_bytes_are_read_back_and_summed(bench):
+    of, manifest = bench.created()
+    bench.work(effects.FetchPart(bench.part(of, manifest, 1)))
+    file = FileRef(of, 1)
+
+    some = bench.work(effects.Check(file, "crc32", 1, 4))
+    running = [
+        *bench.work(effects.Check(file, "sha256", 0, 2, is_running=True)),
+        *bench.work(effects.Check(file, "sha256", 2, 5, is_running=True)),
+    ]
+
+    crc = zlib.crc32(b"ell").to_bytes(4)
+    assert some == [events.Checked(file, "crc32", 1, 4, crc)]
+    digests = [hashlib.sha256(data).digest() for data in (b"he", b"hello")]
+    assert [event.value for event in running] == digests
+
+
+def test_bytes_that_are_gone_cannot_be_summed(bench):
+    of, _ = bench.created()
+    before = len(os.listdir("/proc/self/fd"))
+    (longer,) = bench.work(effects.Check(FileRef(of, 1), "crc32", 0, 99))
+    bench.work(effects.Free(of))
+    (gone,) = bench.work(effects.Check(FileRef(of, 1), "crc32", 0, 5))
+
+    assert isinstance(longer, events.CheckFailed)
+    assert isinstance(gone, events.CheckFailed)
+    assert len(os.listdir("/proc/self/fd")) < before
+
+
+def test_a_list_of_digests_is_read_or_refused(tmp_path):
+    wanted = Digests(65536, {"b.txt": FileDigests(5, bytes(32), (bytes(32),))})
+    bench = Bench(
+        str(tmp_path / "root"), MemoryStore({"b.txt": b"hello", "list": write_list(wanted)})
+    )
+    of, manifest = bench.created()
+    bench.work(*(effects.FetchPart(bench.part(of, manifest, index)) for index in (0, 1)))
+
+    (found,) = bench.work(effects.ReadDigests(FileRef(of, 1)))
+    (refused,) = bench.work(effects.ReadDigests(FileRef(of, 0)))
+    bench.segments.close()
+
+    assert found == events.DigestsRead(FileRef(of, 1), wanted)
+    assert isinstance(refused, events.DigestsRefused)
+    assert isinstance(refused.error, DigestsError)
+
+
+def test_two_attempts_of_a_part_share_its_sink_which_goes_with_the_last(bench, monkeypatch):
+    of, manifest = bench.created()
+    part = bench.part(of, manifest, 1)
+    released: list[Part] = []
+    real = bench.segments.release_sink
+
+    def release_sink(part: Part) -> None:
+        released.append(part)
+        real(part)
+
+    monkeypatch.setattr(bench.segments, "release_sink", release_sink)
+
+    ended = bench.work(effects.FetchPart(part), effects.FetchPart(part._replace(hedge=1)))
+
+    assert [type(event) for event in ended] == [events.PartFetched] * 2
+    assert [each.hedge for each in released] == [1]
+
+
+def test_a_hedge_that_comes_after_the_part_is_not_sent(bench):
+    of, manifest = bench.created()
+    part = bench.part(of, manifest, 1)
+    bench.work(effects.FetchPart(part))
+    gets = len(bench.store.gets)
+
+    (late,) = bench.work(effects.FetchPart(part._replace(hedge=1)))
+
+    assert isinstance(late, events.PartFailed)
+    assert late.error.transient
+    assert len(bench.store.gets) == gets
+
+
+def test_one_part_is_cancelled_and_no_other(bench):
+    of, manifest = bench.created()
+    parts = [bench.part(of, manifest, index) for index in (0, 1)]
+
+    ended = bench.work(
+        *(effects.FetchPart(part) for part in parts), effects.CancelParts(of, parts[0].part_id)
+    )
+
+    assert [type(event) for event in ended] == [events.PartFailed, events.PartFetched]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import record, report
+from bench import record, report, tables
 from bench.record import Machine, Result, Row
 
 
@@ -41,12 +41,12 @@ FETCH = [
 
 
 def test_cached_is_compared_with_the_best_peer_of_each_kind_and_the_limit_is_none():
-    each = report.compare(report.Figures(FETCH), "plain-512MiB-8")
+    each = report.compare(tables.Figures(FETCH), "plain-512MiB-8")
     assert each == report.Comparison("plain-512MiB-8", 1.5, "s5cmd", 0.8, "obstore", 0.5)
 
 
 def test_a_case_without_peers_has_no_ratio():
-    each = report.compare(report.Figures(FETCH[:2]), "plain-512MiB-8")
+    each = report.compare(tables.Figures(FETCH[:2]), "plain-512MiB-8")
     assert (each.speed, each.cpu, each.of_limit) == (None, None, None)
 
 

@@ -91,7 +91,16 @@ class Credentials:
         environ: where the variables are; ``None``: those of this process, at each use.
     """
 
-    __slots__ = ("_chain", "_clock", "_environ", "_exchange", "_kept", "_lock", "_retry_at_s")
+    __slots__ = (
+        "_chain",
+        "_clock",
+        "_environ",
+        "_exchange",
+        "_kept",
+        "_lock",
+        "_newest",
+        "_retry_at_s",
+    )
 
     def __init__(
         self, exchange: Exchange, clock: Clock, environ: Mapping[str, str] | None = None
@@ -101,6 +110,7 @@ class Credentials:
         self._environ: Mapping[str, str] = os.environ if environ is None else environ
         self._lock = threading.Lock()  # held by the one thread that asks for new keys
         self._kept: Keys | None = None
+        self._newest: Keys | None = None  # of all that were asked for; botocore's as well
         self._retry_at_s = -math.inf
         self._chain: Callable[[], Keys] | None = None
 
@@ -133,14 +143,15 @@ class Credentials:
     def replace(self, refused: Used) -> Keys:
         """Return other keys than those that the store called expired.
 
+        Threads whose requests met the same old keys ask once for new ones, together.
+
         Raises:
             CredentialsUnavailable: there are no others, or none at all.
             StoreError: whoever has them does not answer.
         """
         with self._lock:
-            if self._kept == refused:
-                self._kept = None
-            self._chain = None
+            if self._newest == refused:
+                self._kept = self._chain = None
         keys = self.keys()
         if keys == refused:
             message = f"the keys {refused.access_key_id} have expired and there are no newer ones"
@@ -162,6 +173,7 @@ class Credentials:
                 raise
             self._retry_at_s = now_s + RETRY_S
             return old
+        self._newest = keys
         self._kept = keys if self._chain is None else None  # botocore keeps and renews its own
         return keys
 

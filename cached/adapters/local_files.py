@@ -6,10 +6,12 @@ while it is read is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from cached.cancellation import NEVER
 from cached.core.errors import (
     AccessDenied,
     BadReply,
@@ -20,13 +22,13 @@ from cached.core.errors import (
     StoreUnavailable,
 )
 from cached.core.manifest import layout_path, manifest_of
-from cached.core.objects import Manifest, StoredObject
+from cached.core.objects import Manifest, ObjectFacts, StoredObject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cached.core.objects import ModelRef, Part
-    from cached.ports import Sink
+    from cached.ports import Cancellation, Sink
 
 BUFFER_BYTES: Final = 1 << 20
 SCHEME: Final = "file://"
@@ -36,15 +38,9 @@ class LocalFiles:
     """The ``ObjectStore`` port. Holds nothing open between calls."""
 
     def __init__(self) -> None:
-        self._running: set[int] = set()  # part ids
-        self._cancelled: set[int] = set()  # of those that run
         self._is_closed = False
 
-    def resolve(
-        self,
-        ref: ModelRef,
-        is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> Manifest:
+    def resolve(self, ref: ModelRef, cancellation: Cancellation = NEVER) -> Manifest:
         """List a directory with all below it, or take one file.
 
         Symbolic links to files are followed as long as they stay below the directory.
@@ -65,51 +61,74 @@ class LocalFiles:
             raise _translated(error, place) from error
         return manifest_of(ref.uri, found)
 
-    def fetch(
-        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> None:
+    def describe(
+        self, uri: str, stored: StoredObject, cancellation: Cancellation = NEVER
+    ) -> ObjectFacts:
+        """Return that a file system tells nothing more of a file."""
+        return ObjectFacts()
+
+    def read(
+        self, uri: str, stored: StoredObject, cancellation: Cancellation, most_bytes: int
+    ) -> bytes:
+        """Return a small file whole.
+
+        Raises:
+            ObjectRefused: it is longer than ``most_bytes``.
+            ObjectChanged: the file is not the one of the manifest any more.
+            StoreError: it cannot be read.
+        """
+        if stored.size_bytes > most_bytes:
+            message = f"{stored.key} has {stored.size_bytes} bytes, the limit is {most_bytes}"
+            raise ObjectRefused(message, hint="look at what it holds")
+        with _opened(stored.key) as descriptor:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                body = file.read(stored.size_bytes)
+            _check_same(descriptor, stored)
+        return body
+
+    def put(self, uri: str, body: bytes) -> None:
+        """Make or replace one file; whoever opens it has the old one or the new one, whole.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        path = _place(uri)
+        fresh = f"{path}.{os.getpid()}.new"
+        try:
+            with open(fresh, "wb") as file:
+                file.write(body)
+            os.replace(fresh, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise _translated(error, path, "write") from error
+
+    def fetch(self, part: Part, sink: Sink, cancellation: Cancellation = NEVER) -> float | None:
         """Copy ``[sink.watermark, part.stop)`` of a file into the sink.
 
         Raises:
             ObjectChanged: the file is not the one of the manifest any more.
             StoreError: it cannot be read, or was cancelled.
         """
-        path = part.stored.key
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _translated(error, path) from error
-        self._running.add(part.part_id)
-        try:
-            if is_cancelled():
-                self.cancel(part)
-            self._copy(descriptor, part, sink)
-        except OSError as error:
-            raise _translated(error, path) from error
-        finally:
-            os.close(descriptor)
-            self._running.discard(part.part_id)
-            self._cancelled.discard(part.part_id)
+        with _opened(part.stored.key) as descriptor:
+            self._copy(descriptor, part, sink, cancellation)
+        return None
 
-    def _copy(self, descriptor: int, part: Part, sink: Sink) -> None:
-        _check_same(descriptor, part)
+    def _copy(self, descriptor: int, part: Part, sink: Sink, cancellation: Cancellation) -> None:
+        stored = part.stored
+        _check_same(descriptor, stored)
         buffer = memoryview(bytearray(min(BUFFER_BYTES, part.stop - part.start)))
         while (at := sink.watermark) < part.stop:
-            if self._is_closed or part.part_id in self._cancelled:
-                message = f"reading {part.stored.key} was cancelled"
+            if self._is_closed or cancellation.is_cancelled:
+                message = f"reading {stored.key} was cancelled"
                 raise StoreUnavailable(message)
             count = os.preadv(descriptor, [buffer[: part.stop - at]], at)
             if not count:
-                _check_same(descriptor, part)
-                message = f"{part.stored.key} ended at byte {at}, {part.stop} were expected"
+                _check_same(descriptor, stored)
+                message = f"{stored.key} ended at byte {at}, {part.stop} were expected"
                 raise BadReply(message)
             sink.accept(at, buffer[:count])
-        _check_same(descriptor, part)
-
-    def cancel(self, part: Part) -> None:
-        """Make a running ``fetch`` of this part end soon; else do nothing."""
-        if part.part_id in self._running:
-            self._cancelled.add(part.part_id)
+        _check_same(descriptor, stored)
 
     def close(self) -> None:
         """Cut whatever runs; nothing is open."""
@@ -159,16 +178,29 @@ def _etag(status: os.stat_result) -> str:
     return f'"{status.st_dev:x}-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
 
 
-def _check_same(descriptor: int, part: Part) -> None:
-    if _etag(os.fstat(descriptor)) != part.stored.etag:
-        message = f"{part.stored.key} was replaced or written while it was read"
+def _check_same(descriptor: int, stored: StoredObject) -> None:
+    if _etag(os.fstat(descriptor)) != stored.etag:
+        message = f"{stored.key} was replaced or written while it was read"
         raise ObjectChanged(message)
 
 
-def _translated(error: OSError, path: str) -> StoreError:
-    message = f"cannot read {path}: {error.strerror}"
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Open a file for the time of a ``with`` block; what goes wrong in it is translated."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _translated(error, path) from error
+
+
+def _translated(error: OSError, path: str, verb: str = "read") -> StoreError:
+    message = f"cannot {verb} {path}: {error.strerror}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return ObjectMissing(message, hint="check the path in the model's URI")
     if isinstance(error, PermissionError):
-        return AccessDenied(message, hint="let the daemon's user read it")
+        return AccessDenied(message, hint=f"let this user {verb} it")
     return StoreUnavailable(message)

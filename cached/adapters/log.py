@@ -41,6 +41,13 @@ ROWS: dict[type, tuple[str, str]] = {
     events.HeaderRead: ("debug", "header read"),
     events.HeaderSized: ("debug", "long header found"),
     events.HeaderRefused: ("warning", "header refused"),
+    events.Described: ("debug", "object described"),
+    events.DescribeFailed: ("debug", "description failed"),
+    events.DigestsRead: ("debug", "digests read"),
+    events.DigestsRefused: ("warning", "digests refused"),
+    events.Checked: ("debug", "bytes summed"),
+    events.CheckFailed: ("warning", "check failed"),
+    events.PartStalled: ("debug", "part stalled"),
     events.PartFetched: ("debug", "part fetched"),
     events.PartFailed: ("debug", "part failed"),
     events.Published: ("info", "model published"),
@@ -52,6 +59,9 @@ ROWS: dict[type, tuple[str, str]] = {
     effects.FetchPart: ("debug", "part requested"),
     effects.CancelParts: ("debug", "parts cancelled"),
     effects.ReadHeader: ("debug", "header asked for"),
+    effects.Describe: ("debug", "description asked for"),
+    effects.ReadDigests: ("debug", "digests asked for"),
+    effects.Check: ("debug", "check asked for"),
     effects.Publish: ("debug", "publication began"),
     effects.Free: ("debug", "freeing began"),
     effects.Reply: ("debug", "request answered"),
@@ -59,6 +69,11 @@ ROWS: dict[type, tuple[str, str]] = {
     effects.Refused: ("error", "load refused"),
     effects.Retried: ("warning", "retry planned"),
     effects.Evicted: ("info", "model evicted"),
+    effects.Adopted: ("info", "model adopted"),
+    effects.Switched: ("info", "version became current"),
+    effects.Looked: ("debug", "object looked at"),
+    effects.Mismatched: ("warning", "wrong bytes found"),
+    effects.Hedged: ("debug", "part hedged"),
     effects.DrainBegan: ("info", "drain began"),
     effects.DrainCut: ("info", "drain cut short"),
     effects.Drained: ("info", "daemon drained"),
@@ -165,13 +180,14 @@ class Writer:
 class Log:
     """An Observer that writes what ``ROWS`` names; in the mailbox thread."""
 
-    __slots__ = ("_began_s", "_filling", "_repeats", "_size_bytes", "_writer")
+    __slots__ = ("_began_s", "_filling", "_repeats", "_size_bytes", "_told", "_writer")
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._began_s: dict[str | VersionRef, float] = {}  # of resolves and of loads
         self._size_bytes: dict[VersionRef, int] = {}  # of versions that are being loaded
         self._filling: set[VersionRef] = set()  # those of which a GET went out
+        self._told: set[tuple[VersionRef, str]] = set()  # what is said once of a version
         self._repeats: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def happened(self, event: Event, now_s: float) -> None:
@@ -190,11 +206,31 @@ class Log:
                 of = effect.part.file.of
                 self._filling.add(of)
                 self._writer.write("info", "loading began", model=of.name, version=of.version)
+            case effects.Looked():
+                self._looked(effect)
             case effects.Evicted():
                 self._forget(effect.of)
+                self._told = {told for told in self._told if told[0] != effect.of}
             case _:
                 pass
         self._note(effect, now_s)
+
+    def _looked(self, effect: effects.Looked) -> None:
+        facts = effect.facts
+        if not effect.algorithm:
+            hint = "length and ETag are compared; upload it with a checksum, or write digests"
+            self._once(effect, "object cannot be checked", hint)
+        if (facts.encryption or "").startswith("aws:kms") and not facts.has_bucket_key:
+            hint = "every GET is a call of KMS: use an S3 bucket key"
+            self._once(effect, "object without bucket key found", hint)
+
+    def _once(self, effect: effects.Looked, text: str, hint: str) -> None:
+        """Write a line about the first such object of a version."""
+        of = effect.file.of
+        if (of, text) not in self._told:
+            self._told.add((of, text))
+            fields = {"model": of.name, "version": of.version, "path": effect.path}
+            self._writer.write("warning", text, **fields, hint=hint)
 
     def _forget(self, of: VersionRef) -> None:
         self._began_s.pop(of, None)
@@ -210,6 +246,8 @@ class Log:
         code = extra.get("code")
         if isinstance(record, effects.Refused) and record.code in _PASSING:
             level = "warning"
+        elif isinstance(record, effects.Mismatched) and record.is_final:
+            level = "error"
         elif isinstance(record, effects.Reply) and code not in {None, errors.TimedOut.code}:
             level, text = "info", "request refused"
         if not self._writer.is_wanted(level):

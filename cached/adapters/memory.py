@@ -28,36 +28,40 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
 class SystemMemory:
-    """Reads what is left and what there is at all; the ``MemoryProbe`` port.
+    """Reads what is left; the ``MemoryProbe`` port.
 
     Nothing is kept between calls. What cannot be read does not limit.
 
     Args:
         root: a directory on the file system of the segments; need not exist yet.
+        kind: of the segments: ``tmpfs``; ``memfd``: no file system limits them; ``file``: nothing
+            but the disk does, for the page cache gives way.
         proc: where procfs is mounted.
         cgroup: where the cgroup file systems are mounted.
     """
 
-    __slots__ = ("_cgroup", "_proc", "_root")
+    __slots__ = ("_cgroup", "_kind", "_proc", "_root")
 
-    def __init__(self, root: str, *, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> None:
+    def __init__(
+        self,
+        root: str,
+        kind: str = "tmpfs",
+        *,
+        proc: str = "/proc",
+        cgroup: str = "/sys/fs/cgroup",
+    ) -> None:
         self._root = os.path.abspath(root)
+        self._kind = kind
         self._proc = proc
         self._cgroup = cgroup
 
     def available_bytes(self) -> int:
         """Return what new segments may take right now, before headroom; 0 at least."""
-        left = [limit - used for limit, used in self._groups()]
-        left += [free for _, free in self._file_system()]
-        left += _kibibytes(f"{self._proc}/meminfo", "MemAvailable:")
+        left = [] if self._kind == "memfd" else self._file_system()
+        if self._kind != "file":
+            left += [limit - used for limit, used in self._groups()]
+            left += _kibibytes(f"{self._proc}/meminfo", "MemAvailable:")
         return max(0, min(left, default=UNLIMITED_BYTES))
-
-    def total_limit_bytes(self) -> int:
-        """Return what all segments together could ever take, before headroom."""
-        limits = [limit for limit, _ in self._groups()]
-        limits += [total for total, _ in self._file_system()]
-        limits += _kibibytes(f"{self._proc}/meminfo", "MemTotal:")
-        return min(limits, default=UNLIMITED_BYTES)
 
     def private_bytes(self) -> int:
         """Return the private memory of this process; without smaps_rollup, all but the shared."""
@@ -95,15 +99,15 @@ class SystemMemory:
                 reclaimable = int(facts.get(files.reclaimable, "0"))
                 yield int(limit), max(0, int(usage) - reclaimable)
 
-    def _file_system(self) -> list[tuple[int, int]]:
-        """Return total and free bytes of the segments' file system; nothing if it has no limit."""
+    def _file_system(self) -> list[int]:
+        """Return the free bytes of the segments' file system; nothing if it has no limit."""
         directory = self._root
         while not os.path.isdir(directory) and directory != "/":
             directory = os.path.dirname(directory)
         found = os.statvfs(directory)
         if not found.f_blocks:  # a tmpfs mounted with size=0
             return []
-        return [(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)]
+        return [found.f_bavail * found.f_frsize]
 
 
 def _kibibytes(path: str, *keys: str) -> list[int]:

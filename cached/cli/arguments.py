@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.cli.terminal import say
 from cached.core.errors import InvalidConfig
+from cached.core.kinds import SWITCH
 from cached.core.units import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from _typeshed import SupportsWrite
+
+    from cached.core.options import Option
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,6 +110,17 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
         help="give up after so long, such as 30s or 2m; within it a daemon that does not listen "
         "yet is waited for (default: never give up, but the daemon must listen)",
     )
+
+
+def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
+    """Add the flag of an option of the daemon, as ``load`` takes it."""
+    text = f"{option.help} ({option.env}; default: {option.default_text})".replace("%", "%%")
+    if option.kind is SWITCH:
+        parser.add_argument(
+            option.flag, dest=option.key, action=argparse.BooleanOptionalAction, help=text
+        )
+    else:
+        parser.add_argument(option.flag, dest=option.key, metavar=option.kind.metavar, help=text)
 
 
 def duration(text: str) -> float:

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _names() -> list[str]:
-    from cached.cli.control import model_names
+    from cached.cli.asking import model_names
 
     try:
         return model_names()

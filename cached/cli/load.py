@@ -8,43 +8,80 @@ from typing import TYPE_CHECKING
 from cached.client.settings import absolute_address, default_address, from_file
 from cached.core.config import Given, Level, from_environment, named_models, resolve
 from cached.core.errors import InvalidConfig
-from cached.core.options import CONFIG_ENV, OPTIONS, PATH, SOCKET
+from cached.core.kinds import PATH, SOCKET
+from cached.core.options import CONFIG_ENV, OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cached.core.config import Config
+    from cached.core.objects import ModelRef
+    from cached.core.options import Option
 
 MODELS_FLAG, CONFIG_FLAG = "--model", "--config"
+READ_AT_USE = {"ca_bundle", "sse_customer_key_file"}  # files; that they are there is checked now
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the directory that libc's shm_open uses, not a temporary file
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Config:
+def load(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    models: tuple[ModelRef, ...] | None = None,
+) -> Config:
     """Return the Config that this process was given.
 
     Args:
         flags: what the command line holds, by key of the option; besides ``model`` (a list of
             ``NAME=URI``) and ``config`` (a path). ``None`` means: not given.
         environ: the environment; ``None``: of this process.
+        models: instead of those that flags, environment and file name.
 
     Raises:
         InvalidConfig: a name that nobody reads, a value that breaks its rule, a file that cannot
             be read.
     """
     environ = os.environ if environ is None else environ
+    config = resolve(_levels(flags, environ), _machine_defaults(environ), models)
+    if config.audit and config.log_level not in {"debug", "info"}:
+        message = f"audit needs log_level info or debug, was {config.log_level}"
+        raise InvalidConfig(message, hint="its lines are of level info")
+    for option in OPTIONS:
+        if option.key in READ_AT_USE:
+            _check_readable(option, getattr(config, option.field))
+    return config
+
+
+def _check_readable(option: Option, path: str | None) -> None:
+    if path is not None and not os.access(path, os.R_OK):
+        message = f"{option.key} must be a readable file, was {path!r}"
+        names = ", ".join((option.flag, option.env, *option.aws))
+        hint = f"it is given by {names} or {option.key} in a file"
+        raise InvalidConfig(message, hint=hint)
+
+
+def segment_root(given: str | None, environ: Mapping[str, str] | None = None) -> str:
+    """Return the directory where a daemon of this user that is started like this keeps models.
+
+    Args:
+        given: by the flag; ``None``: not.
+        environ: the environment; ``None``: of this process.
+
+    Raises:
+        InvalidConfig: a name that nobody reads, or a file that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    levels = [level.options for level in _levels({"segment_root": given}, environ)]
+    found = [options["segment_root"] for options in levels if "segment_root" in options]
+    return str((found or [_machine_defaults(environ)["segment_root"]])[0].value)
+
+
+def _levels(flags: Mapping[str, object], environ: Mapping[str, str]) -> list[Level]:
+    """Return what flags, environment and file give, the highest first; paths are absolute."""
     levels = [from_flags(flags), from_environment(environ)]
     file = config_file(flags, environ)
     if file is not None:
         levels.append(from_file(str(file.value), file.source))
-    config = resolve([_absolute(level) for level in levels], _machine_defaults(environ))
-    if not config.segment_root:
-        message = f"segment_root is not given, and {SHARED_MEMORY} is not there"
-        raise InvalidConfig(message, hint="name a directory on a tmpfs with --segment-root")
-    if config.ca_bundle is not None and not os.access(config.ca_bundle, os.R_OK):
-        message = f"ca_bundle must be a readable file, was {config.ca_bundle!r}"
-        hint = "it is given by --ca-bundle, CACHED_CA_BUNDLE, AWS_CA_BUNDLE or ca_bundle in a file"
-        raise InvalidConfig(message, hint=hint)
-    return config
+    return [_absolute(level) for level in levels]
 
 
 def config_file(
@@ -85,8 +122,10 @@ def _absolute(level: Level) -> Level:
 
 def _machine_defaults(environ: Mapping[str, str]) -> dict[str, Given]:
     uid = os.getuid()
-    defaults = {"socket": Given(default_address(environ, uid), "the default")}
-    if os.path.isdir(SHARED_MEMORY):
-        root = f"{SHARED_MEMORY}/cached-{uid}"
-        defaults["segment_root"] = Given(root, "the default")
-    return defaults
+    root = f"{SHARED_MEMORY}/cached-{uid}"
+    if not os.path.isdir(SHARED_MEMORY):
+        root = f"/tmp/cached-{uid}/models"  # noqa: S108 - 0700, and its owner is checked
+    return {
+        "socket": Given(default_address(environ, uid), "the default"),
+        "segment_root": Given(root, "the default"),
+    }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cached.cli.arguments import Parser
 
 OK, FAILED, USAGE, UNAVAILABLE, TIMED_OUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
+CANNOT_EXECUTE, NOT_FOUND = 126, 127  # as shells have it
 
 EXIT_CODES = {
     OK: "done",
@@ -32,6 +33,8 @@ EXIT_CODES = {
     USAGE: "wrong arguments or configuration",
     UNAVAILABLE: "no daemon answers on the socket",
     TIMED_OUT: "the time given by --timeout ended",
+    CANNOT_EXECUTE: "cached run: the command cannot be executed",
+    NOT_FOUND: "cached run: the command was not found",
     INTERRUPTED: "Ctrl-C",
     BROKEN_PIPE: "nobody reads the output any more",
 }
@@ -53,10 +56,14 @@ class Command(NamedTuple):
 COMMANDS = {
     "serve": Command("cached.cli.serve", "run the daemon in the foreground"),
     "prefetch": Command("cached.cli.control", "load models and show how far they are"),
+    "refresh": Command("cached.cli.control", "look for a new version of a model, or go back"),
     "status": Command("cached.cli.control", "show models and memory"),
-    "wait": Command("cached.cli.control", "wait until a model can be used"),
-    "path": Command("cached.cli.control", "print the directory of a model"),
-    "evict": Command("cached.cli.control", "take models out of memory"),
+    "wait": Command("cached.cli.leasing", "wait until a model can be used"),
+    "path": Command("cached.cli.leasing", "print the directory of a model"),
+    "run": Command("cached.cli.leasing", "run a program that opens a model by path"),
+    "evict": Command("cached.cli.freeing", "take models out of memory"),
+    "purge": Command("cached.cli.freeing", "take all models out of memory that nobody holds"),
+    "digest": Command("cached.cli.digest", "write the digests of a model beside its files"),
     "completion": Command("cached.cli.completion", "print a completion script for your shell"),
 }
 

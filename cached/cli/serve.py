@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from cached.cli.arguments import Parser
+from cached.cli.arguments import Parser, add_option
 from cached.cli.load import CONFIG_FLAG, MODELS_FLAG, config_file, load
-from cached.core.options import CONFIG_ENV, MODELS_ENV, OPTIONS, SWITCH
+from cached.core.options import CONFIG_ENV, MODELS_ENV, OPTIONS
 
 if TYPE_CHECKING:
-    from cached.core.options import Option
+    import argparse
 
 EXAMPLES = (
     "cached serve --model llm=s3://models/llama/ --memory-budget 8GiB",
@@ -39,7 +38,7 @@ def parser(name: str) -> Parser:
     group.add_argument(CONFIG_FLAG, metavar="PATH", help=f"a TOML file ({CONFIG_ENV})")
     groups = {title: parser.add_argument_group(title) for title in _titles()}
     for option in OPTIONS:
-        _add(groups[option.group], option)
+        add_option(groups[option.group], option)
     parser.set_defaults(run=run)
     return parser
 
@@ -59,13 +58,3 @@ def run(options: argparse.Namespace) -> int:
 
 def _titles() -> list[str]:
     return list(dict.fromkeys(option.group for option in OPTIONS))
-
-
-def _add(group: argparse._ArgumentGroup, option: Option) -> None:
-    text = f"{option.help} ({option.env}; default: {option.default_text})".replace("%", "%%")
-    if option.kind is SWITCH:
-        group.add_argument(
-            option.flag, dest=option.key, action=argparse.BooleanOptionalAction, help=text
-        )
-    else:
-        group.add_argument(option.flag, dest=option.key, metavar=option.kind.metavar, help=text)

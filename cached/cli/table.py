@@ -30,7 +30,7 @@ def status_table(reply: Mapping[str, Any], terminal: Terminal) -> str:
         _daemon(reply),
         _memory(reply),
         "",
-        *_aligned([_row(model) for model in models], terminal),
+        *_aligned([row for model in models for row in _rows(model)], terminal),
     ]
     errors = [
         printable(named(model["name"], model["error"])) for model in models if model.get("error")
@@ -61,18 +61,37 @@ def _memory(reply: Mapping[str, Any]) -> str:
     return f"memory: {used}, {format_bytes(leased)} leased, {format_bytes(free)} free"
 
 
-def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
+def _rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the row of a model, and one for each version in memory beside the one it shows."""
     size_bytes = model.get("size_bytes")
     done = f"{model.get('committed_bytes', 0) / size_bytes:.0%}" if size_bytes else "-"
     name = model["name"] + (" (pinned)" if model.get("pinned") else "")
-    return (
+    version = model.get("version") or "-"
+    if version != "-" and model.get("confirmed") is False:
+        version += " (unconfirmed)"
+    first = (
         name,
         model["state"],
         "-" if size_bytes is None else format_bytes(size_bytes),
         "100%" if model["state"] == "resident" else done,
         str(model.get("leases", 0)),
-        model.get("version") or "-",
+        version,
         model.get("path") or "-",
+    )
+    others = [each for each in model.get("versions", ()) if each["version"] != model.get("version")]
+    return [first, *map(_other, others)]
+
+
+def _other(version: Mapping[str, Any]) -> tuple[str, ...]:
+    size_bytes = version.get("size_bytes")
+    return (
+        "",
+        version["state"],
+        "-" if size_bytes is None else format_bytes(size_bytes),
+        "-",
+        str(version.get("leases", 0)),
+        version["version"],
+        version.get("path") or "-",
     )
 
 

@@ -24,18 +24,11 @@ if TYPE_CHECKING:
 RECEIVE_BYTES = 256 << 10
 HELLO_ID = 0
 _ANCILLARY_BYTES = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * array.array("i").itemsize)
-_RETRY_S = 0.02  # a worker that starts together with the daemon
 MAX_WAITS = 48
 """Slow requests under way at once. The daemon reads none beyond MAX_OUTSTANDING: what is left over
 is for quick ones, and for a ``cancel`` to get through."""
 _SLOW = {"wait", "arrivals"}
 _CANCEL_S = 0.05  # for other threads to send theirs; a daemon that does not read gets none
-_NOT_YET = (FileNotFoundError, ConnectionRefusedError)  # a daemon that starts may mend it
-_ERRNO_TEXT = {
-    FileNotFoundError: "nothing is there",
-    ConnectionRefusedError: "nobody listens on it",
-    PermissionError: "this user may not connect to it",
-}
 
 
 class Reply:
@@ -53,70 +46,11 @@ class Reply:
         self.descriptors = descriptors
 
 
-def connect(address: str, deadline: Deadline, *, is_patient: bool = False) -> Connection:
-    """Return a connection to the daemon; the caller closes it.
-
-    Args:
-        address: a path, or ``@NAME`` for an abstract socket.
-        deadline: of the attempts.
-        is_patient: try again until the deadline if nobody listens yet.
-
-    Raises:
-        DaemonUnavailable: nobody listens there.
-    """
-    while True:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            connected.connect("\0" + address[1:] if address.startswith("@") else address)
-            return Connection(connected, address)
-        except OSError as error:
-            connected.close()
-            # EAGAIN: somebody listens, and too many wait to be accepted
-            can_retry = isinstance(error, BlockingIOError) or (
-                is_patient and isinstance(error, _NOT_YET)
-            )
-            if not can_retry or deadline.has_passed:
-                raise _unreachable(address, error) from error
-        except BaseException:
-            connected.close()
-            raise
-        deadline.sleep(_RETRY_S)
-
-
-def _unreachable(address: str, error: OSError) -> DaemonUnavailable:
-    why = _ERRNO_TEXT.get(type(error), error.strerror or str(error))
-    message = f"cannot connect to the daemon at {address}: {why}"
-    hint = "start it (cached serve), or name its socket with CACHED_SOCKET"
-    if isinstance(error, PermissionError):
-        hint = _who_may_connect(address)
-    return DaemonUnavailable(message, hint=hint)
-
-
-def _who_may_connect(address: str) -> str:
-    import grp  # only where they are needed
-    import pwd
-    from contextlib import suppress
-
-    try:
-        status = os.stat(address)
-    except OSError:
-        return "a directory on the way to it is closed to this user: ask whoever runs the daemon"
-    owner, group = str(status.st_uid), str(status.st_gid)
-    with suppress(KeyError):  # no name for that number
-        owner = pwd.getpwuid(status.st_uid).pw_name
-    with suppress(KeyError):
-        group = grp.getgrgid(status.st_gid).gr_name
-    return (
-        f"it is of user {owner} and group {group}, with mode {status.st_mode & 0o777:04o}: be one "
-        "of these, or start the daemon with another --socket-mode"
-    )
-
-
 class Connection:
     """Requests and replies; any thread of the process that made it.
 
-    ``close`` ends it. A child of fork must not use it: it connects anew, and only keeps the
-    inherited socket open (``pid`` tells them apart).
+    ``close`` ends it; ``retire`` does once no call is under way. A child of fork must not use it:
+    it connects anew, and only keeps the inherited socket open (``pid`` tells them apart).
 
     Attributes:
         address: as ``connect`` got it.
@@ -129,12 +63,14 @@ class Connection:
         "_descriptors",
         "_error",
         "_frames",
+        "_is_retired",
         "_last_id",
         "_lock",
         "_reader_id",
         "_replies",
         "_sending",
         "_turns",
+        "_users",
         "_waiting",
         "address",
         "pid",
@@ -156,7 +92,18 @@ class Connection:
         self._reader_id: int | None = None  # the request of the thread that reads
         self._last_id = HELLO_ID
         self._error: CachedError | None = None
+        self._users = 0  # calls under way
+        self._is_retired = False
         self._send(_frame("hello", HELLO_ID, _greeting()), Deadline(0))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has failed, or the daemon has closed it: nothing more can be asked."""
+        if self._error is not None:
+            return True
+        poll = select.poll()
+        poll.register(self.socket, 0)  # POLLHUP comes unasked: unix(7), poll(2)
+        return bool(poll.poll(0))
 
     def call(
         self, op: str, fields: Mapping[str, object], deadline: Deadline, what: str = ""
@@ -173,20 +120,33 @@ class Connection:
             CachedError: the daemon's answer, as its type; DaemonUnavailable when it is gone;
                 TimedOut at the deadline; BadRequest for one that is too long to send.
         """
-        what = what or f"the answer to {op}"
-        if op in _SLOW:
-            while not self._turns.acquire(timeout=deadline.left_s):
-                if deadline.has_passed:
-                    raise _in_vain(what, deadline)
+        with self._lock:
+            self._users += 1
         try:
-            reply = self._ask(op, fields, deadline, what)
+            reply = self._in_turn(op, fields, deadline, what or f"the answer to {op}")
         finally:
-            if op in _SLOW:
-                self._turns.release()
+            with self._lock:
+                self._users -= 1
+                is_over = self._is_retired and not self._users
+            if is_over:
+                self.close()
         if "error" in reply.body:
             close_all(reply.descriptors)
             raise wire.error_from(reply.body)
         return reply
+
+    def _in_turn(
+        self, op: str, fields: Mapping[str, object], deadline: Deadline, what: str
+    ) -> Reply:
+        if op not in _SLOW:
+            return self._ask(op, fields, deadline, what)
+        while not self._turns.acquire(timeout=deadline.left_s):
+            if deadline.has_passed:
+                raise _in_vain(what, deadline)
+        try:
+            return self._ask(op, fields, deadline, what)
+        finally:
+            self._turns.release()
 
     def _ask(self, op: str, fields: Mapping[str, object], deadline: Deadline, what: str) -> Reply:
         with self._lock:
@@ -209,6 +169,14 @@ class Connection:
             ProtocolMismatch: the daemon is of another generation.
         """
         return self._await(HELLO_ID, deadline, "its greeting").body
+
+    def retire(self) -> None:
+        """Close it once no call is under way: one that is lost, and was replaced."""
+        with self._lock:
+            self._is_retired = True
+            is_over = not self._users
+        if is_over:
+            self.close()
 
     def close(self) -> None:
         """Close the socket and what came unasked. Never shuts it down: a fork may share it."""

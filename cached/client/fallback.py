@@ -20,6 +20,7 @@ from cached.adapters.http_reader.heads import request_head
 from cached.adapters.local_files import LocalFiles
 from cached.adapters.s3 import S3Store
 from cached.adapters.s3.addresses import Addresses
+from cached.adapters.s3.customer_key import headers_of
 from cached.adapters.s3.requests import Requests, Tools
 from cached.adapters.segments.part_sink import OpenFile, PartSink
 from cached.adapters.sigv4 import Signer, quote_path, quote_query
@@ -27,6 +28,7 @@ from cached.client import settings
 from cached.client.mappings import File, Lease, close_all
 from cached.client.model import Model
 from cached.client.private_directory import PrivateDirectory
+from cached.client.source import There
 from cached.core import header
 from cached.core.config import resolve
 from cached.core.errors import (
@@ -36,6 +38,7 @@ from cached.core.errors import (
     OutOfSpace,
     StoreError,
     TimedOut,
+    VersionUnknown,
 )
 from cached.core.loads import delay_s
 from cached.core.objects import FileRef, Part, VersionRef
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cached.client.deadline import Deadline
-    from cached.client.model import Range
+    from cached.client.spans import Range
     from cached.core.config import Config
     from cached.core.objects import Manifest, ModelRef, StoredObject
     from cached.ports import ObjectStore
@@ -57,7 +60,7 @@ T = TypeVar("T")
 CUT_S = 0.05  # what is cut when time is up mostly ends and tidies up within this
 
 
-def read(name: str, *, why: str, deadline: Deadline) -> Model:
+def read(name: str, *, why: str, deadline: Deadline, version: str | None = None) -> Model:
     """Return a model that is complete, in memory of this process alone.
 
     Its files lie in a private directory, which is removed when the model is closed and the
@@ -67,8 +70,10 @@ def read(name: str, *, why: str, deadline: Deadline) -> Model:
         name: of the model; ``CACHED_MODELS`` or the file must say where it is stored.
         why: the daemon cannot be asked, for the warning.
         deadline: of all that this does.
+        version: that it must be; ``None``: whichever the store has.
 
     Raises:
+        VersionUnknown: the store has another version.
         InvalidConfig: nobody says where the model is stored; or a setting is wrong.
         StoreError: what the store did.
         LoadFailed: a file is not what its name says.
@@ -87,14 +92,13 @@ def read(name: str, *, why: str, deadline: Deadline) -> Model:
     )
     warnings.warn(message, RuntimeWarning, stacklevel=3)
     reading = _Reading(ref, config, deadline)
-    manifest, directory = reading.in_time(lambda: _fetched(reading))
+    manifest, directory = reading.in_time(lambda: _fetched(reading, version))
     lease = Lease(directory.remove)
     try:
         source = LocalSource(ref, config, manifest, directory.path, lease)
         return Model(
             name=name,
             version=manifest.version,
-            files=source.files,
             source=source,
             is_complete=True,
             path=directory.path,
@@ -130,18 +134,19 @@ class LocalSource:
             self.files.append(file)
             file.map(os.open(path, os.O_RDONLY | os.O_CLOEXEC), lease)
 
-    def wait(self, ranges: Sequence[Range], deadline: Deadline, what: str) -> bool:
-        """Return True: all is there."""
-        return True
+    def wait(self, ranges: Sequence[Range], deadline: Deadline, what: str) -> There:
+        """Return that all is there."""
+        return There(self.files, is_all=True)
 
-    def path(self, deadline: Deadline) -> str:
+    def path(self, deadline: Deadline) -> tuple[str, list[File]]:
         """Return the directory."""
-        return self._directory
+        return self._directory, self.files
 
-    def arrivals(self, seen_bytes: int, deadline: Deadline) -> tuple[int, list[Range], bool]:
+    def arrivals(self, seen_bytes: int, deadline: Deadline) -> There:
         """Return that all is there."""
         sizes = [file.size_bytes for file in self.files]
-        return sum(sizes), [(index, 0, size) for index, size in enumerate(sizes)], True
+        ranges = [(index, 0, size) for index, size in enumerate(sizes)]
+        return There(self.files, is_all=True, ranges=ranges, seen_bytes=sum(sizes))
 
     def descriptors(self, files: Sequence[int], deadline: Deadline) -> list[int]:
         """Return new read-only descriptors of files; the caller closes them."""
@@ -160,6 +165,11 @@ class LocalSource:
         reading = _Reading(self._ref, self._config, deadline)
         return reading.in_time(reading.resolve).version != self._version
 
+    def drop(self) -> None:
+        """Let go of all mappings."""
+        for file in self.files:
+            file.drop()
+
 
 def _store(uri: str, config: Config, deadline: Deadline) -> ObjectStore:
     """Return the store of a URI; the caller closes it. No wait of it outlasts the deadline much."""
@@ -172,6 +182,7 @@ def _store(uri: str, config: Config, deadline: Deadline) -> ObjectStore:
         receive_timeout_s=min(config.receive_timeout_s, left_s),
         ca_bundle=config.ca_bundle,
     )
+    key_file = config.sse_customer_key_file
     tools = Tools(
         connect=dialer.connect,
         request_head=request_head,
@@ -179,14 +190,16 @@ def _store(uri: str, config: Config, deadline: Deadline) -> ObjectStore:
         quote_query=quote_query,
         credentials=None if config.anonymous else Credentials(dialer.exchange, clock),
         warn=lambda event, fields: None,  # a library that is imported does not log
+        customer_key=None if key_file is None else lambda: headers_of(key_file),
     )
     addresses = Addresses(
         config.endpoint_url,
         config.addressing_style,
         quote_path,
         allow_insecure=config.allow_insecure_endpoint,
+        sends_key=config.sse_customer_key_file is not None,
     )
-    return S3Store(Requests(addresses, tools, clock, config.region))
+    return S3Store(Requests(addresses, tools, clock, config.region, config.fetch_threads))
 
 
 class _Reading:
@@ -318,9 +331,12 @@ class _Reading:
         self._store.close()
 
 
-def _fetched(reading: _Reading) -> tuple[Manifest, PrivateDirectory]:
+def _fetched(reading: _Reading, version: str | None) -> tuple[Manifest, PrivateDirectory]:
     """Return a model's files in a directory; nothing is left of it after an error."""
     manifest = reading.resolve()
+    if version not in {None, manifest.version}:
+        message = f"version {version} is not to be had: the store has {manifest.version}"
+        raise VersionUnknown(message, hint="leave version out, or start the daemon that keeps it")
     directory = PrivateDirectory()
     opened: list[OpenFile] = []
     try:

@@ -56,9 +56,7 @@ class Lease:
 
     def hold_for(self, owner: object) -> Callable[[], object]:
         """Hold the lease until ``owner`` is collected, or what is returned is called."""
-        ending = weakref.finalize(owner, self.release, self._held(object()))
-        ending.atexit = False  # the kernel closes the socket of a process that ends
-        return ending
+        return weakref.finalize(owner, self.release, self._held(object()))
 
     def add(self, close: Callable[[], None]) -> None:
         """Close something more when the lease ends; the caller holds it."""
@@ -89,16 +87,19 @@ class File:
         path: below the model's directory.
         size_bytes: its length; a file of 0 bytes has no mapping.
         header_bytes: where the data of a safetensors file begins; None for another.
+        there: names of tensors whose bytes are known to be in this mapping.
     """
 
-    __slots__ = ("_base", "header_bytes", "mapping", "path", "size_bytes")
+    __slots__ = ("_base", "_inode", "header_bytes", "mapping", "path", "size_bytes", "there")
 
     def __init__(self, path: str, size_bytes: int, header_bytes: int | None) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self.header_bytes = header_bytes
+        self.there: set[str] = set()
         self.mapping: mmap.mmap | None = None
         self._base: object = None
+        self._inode: tuple[int, int] | None = None
 
     def map(self, descriptor: int, lease: Lease) -> None:
         """Map it shared and read-only, and close the descriptor."""
@@ -106,9 +107,14 @@ class File:
             if self.size_bytes:
                 mapping = _mapped(descriptor, self, mmap.MAP_SHARED, mmap.PROT_READ)
                 lease.hold_for(mapping)
+                self._inode = _inode(descriptor)
                 self.mapping = mapping
         finally:
             os.close(descriptor)
+
+    def is_mapped_from(self, descriptor: int) -> bool:
+        """Return whether the mapping is of the file that is open here."""
+        return self.mapping is not None and self._inode == _inode(descriptor)
 
     def view(self, start: int, stop: int) -> memoryview:
         """Return bytes ``[start, stop)``, read-only; the caller knows that they are there.
@@ -142,6 +148,11 @@ class File:
         """Let go of the mapping; views of it live on."""
         self.mapping = None
         self._base = None
+
+
+def _inode(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def private_mapping(descriptor: int, file: File, lease: Lease) -> mmap.mmap:

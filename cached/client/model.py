@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from cached.client import table
+from cached.client import paths, spans, table
 from cached.client.arrays import Arrays, import_torch, torch_tensor
 from cached.client.deadline import Deadline
-from cached.client.mappings import File, close_all, private_mapping
+from cached.client.mappings import close_all, private_mapping
 from cached.core.errors import CachedError, ModelClosed, TensorUnknown, TimedOut
 
 if TYPE_CHECKING:
@@ -18,40 +17,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from cached.client.mappings import Lease
+    from cached.client.mappings import File
+    from cached.client.source import Source
+    from cached.client.spans import Range
     from cached.core.header import Tensor
 
     Array = np.ndarray[Any, Any]
-    Range = tuple[int, int, int]  # file, start, stop
 
 PROGRESS_S = 0.02  # to learn how far a load is, after a time-out; a daemon that hangs says nothing
-
-
-class Source(Protocol):
-    """Where a model's bytes come from: the daemon, or the store itself."""
-
-    lease: Lease
-
-    def wait(self, ranges: Sequence[Range], deadline: Deadline, what: str) -> bool:
-        """Wait for byte ranges; return whether the whole version is there.
-
-        Args:
-            ranges: file, start, stop of each.
-            deadline: when to give up.
-            what: they are, for the error.
-        """
-
-    def path(self, deadline: Deadline) -> str:
-        """Wait for the whole version; return its directory."""
-
-    def arrivals(self, seen_bytes: int, deadline: Deadline) -> tuple[int, list[Range], bool]:
-        """Wait for more than ``seen_bytes``; return how many and which are there, and if all."""
-
-    def descriptors(self, files: Sequence[int], deadline: Deadline) -> list[int]:
-        """Return one new read-only descriptor for each file; the caller closes them."""
-
-    def is_stale(self, deadline: Deadline) -> bool:
-        """Return whether this version failed to load, or another is current."""
 
 
 class Model:
@@ -60,7 +33,8 @@ class Model:
     Made by ``cached.open``. Use it as a mapping of tensor names, as a context manager, or
     both; any thread, and children of fork. The lease lasts until it is closed (or collected)
     *and* the last view of its tensors is gone; views stay valid whatever happens to the
-    model, to the daemon or to the version.
+    model, to the daemon or to the version. A daemon that was killed and is back is asked again by
+    the next call that needs it, for the same version.
 
     Attributes:
         name: as configured.
@@ -68,12 +42,11 @@ class Model:
         metadata: ``__metadata__`` of its safetensors files, together.
     """
 
-    def __init__(  # noqa: PLR0913 - made in one place, by keywords
+    def __init__(
         self,
         *,
         name: str,
         version: str,
-        files: list[File],
         source: Source,
         is_complete: bool,
         path: str | None,
@@ -81,16 +54,15 @@ class Model:
     ) -> None:
         self.name = name
         self.version = version
-        self._files = files
+        self._files = source.files  # those that a reply was about last
+        self._complete = source.files if is_complete else None  # all their bytes are there
         self._source = source
         self._is_closed = False
-        self._is_complete = is_complete
         self._path = path
         self._timeout_s = timeout_s
         self._arrays: Arrays | None = None
-        self._confirmed: set[str] = set()
         self._release: Callable[[], object] = source.lease.hold_for(self)
-        self._tensors, self.metadata, self._ambiguous = table.read(files)
+        self._tensors, self.metadata, self._ambiguous = table.read(source.files)
 
     def __repr__(self) -> str:
         return f"<cached.Model {self.name}@{self.version}: {len(self._tensors)} tensors>"
@@ -112,7 +84,8 @@ class Model:
         A thread that waits for a tensor meanwhile gets ``ModelClosed``, at the end of its wait.
         """
         self._is_closed = True
-        for file in self._files:
+        self._source.drop()
+        for file in (*self._files, *(self._complete or ())):
             file.drop()
         self._release()
 
@@ -134,11 +107,11 @@ class Model:
             TensorUnknown: the model has no such tensor.
             TimedOut: its bytes did not come within the ``timeout_s`` of ``cached.open``.
             DaemonUnavailable: the daemon is gone and the bytes are not there.
-            Stale, LoadFailed: they will not come.
+            Stale, LoadFailed: they will not come; also when a daemon that is back has this
+                version no more.
             ModelClosed: after ``close``.
         """
-        index, tensor = self._ready(name)
-        return self._view(index, tensor)
+        return self._view(*self._ready(name))
 
     def keys(self) -> Iterator[str]:
         """Return the names of all tensors."""
@@ -154,8 +127,8 @@ class Model:
             message = f"order must be 'file' or 'arrival', was {order!r}"
             raise ValueError(message)
         self._check_open()
-        if self._is_complete:
-            return self._made().views(self._files, self._tensors)
+        if self._complete is not None:
+            return self._made().views(self._complete, self._tensors)
         return self._pairs(iter(self._tensors) if order == "file" else self._arriving())
 
     def _pairs(self, names: Iterator[str]) -> Iterator[tuple[str, Array]]:
@@ -164,8 +137,8 @@ class Model:
 
     def buffer(self, name: str) -> memoryview:
         """Return the raw bytes of a tensor, read-only; waits for just this tensor. No numpy."""
-        index, tensor = self._ready(name)
-        return self._files[index].view(tensor.start, tensor.stop)
+        file, tensor = self._ready(name)
+        return file.view(tensor.start, tensor.stop)
 
     def dtype(self, name: str) -> str:
         """Return a tensor's type by its safetensors name (``BF16``); waits for nothing."""
@@ -203,21 +176,31 @@ class Model:
     def path(self) -> str:
         """Return a directory that any library opens; waits for the whole version.
 
-        The files stay there while the lease does and the daemon runs: one that ends removes them
-        (``cached serve`` after SIGTERM at once, after SIGKILL when the next one starts). What is
-        mapped stays mapped, the tensors of this model included.
+        The files stay there while the lease does. A daemon that keeps models in sealed memory
+        gives links to its own open files: they end with it, and only who runs as its user and
+        sees its processes can follow them. What is mapped stays mapped, the tensors of this model
+        included.
 
         Raises:
             TimedOut, DaemonUnavailable, Stale, LoadFailed: as for a tensor.
+            NotPermitted: this process cannot open what is there: it runs as another user, or sees
+                other processes or other file systems than the daemon.
         """
-        return self._whole(self._deadline())
+        path = self._whole(self._deadline())
+        first = self._files[0].path if self._files else ""
+        if not paths.can_open(f"{path}/{first}"):
+            self._path = None  # a daemon that came back may have it elsewhere
+            path = self._whole(self._deadline())
+            paths.check(self.name, f"{path}/{first}")
+        return path
 
     @property
     def is_stale(self) -> bool:
         """Return whether this version failed to load, or another is current: open it again.
 
-        The daemon notices a replaced object only while it loads a version; a resident one stays
-        current until it is evicted. Without a daemon (``fallback``) the store is asked.
+        The daemon notices a replaced object while it loads a version, and when it asks the store
+        (``cached refresh``). Without a daemon (``fallback``) the store is asked. A daemon that is
+        back gives this version a new lease by the way.
         """
         self._check_open()
         return self._source.is_stale(self._deadline())
@@ -236,8 +219,9 @@ class Model:
         self._check_open()
         for index, file in enumerate(self._files):
             if file.path == path:
-                self._wait([(index, 0, file.size_bytes)], self._deadline(), f"file {path!r}")
-                return file.view(0, file.size_bytes)
+                whole = [(index, 0, file.size_bytes)]
+                there = self._wait(whole, self._deadline(), f"file {path!r}")[index]
+                return there.view(0, file.size_bytes)
         message = f"{self.name} has no file {path!r}; see files"
         raise KeyError(message)
 
@@ -254,10 +238,11 @@ class Model:
             self._whole(deadline)
             return
         found = [self._find(name) for name in names]
-        ranges = _joined([(index, tensor.start, tensor.stop) for index, tensor in found])
+        ranges = spans.joined((index, tensor.start, tensor.stop) for index, tensor in found)
         what = f"tensor {names[0]!r:.200}" if len(names) == 1 else f"{len(names)} tensors"
-        self._wait(ranges, deadline, what)
-        self._confirmed.update(names)
+        files = self._wait(ranges, deadline, what)
+        for name, (index, _) in zip(names, found, strict=True):
+            files[index].there.add(name)
 
     # --- inside
 
@@ -273,56 +258,63 @@ class Model:
                 hint = f"ask for one of them: {', '.join(several)[:400]}"
             raise TensorUnknown(message, hint=hint) from None
 
-    def _ready(self, name: str) -> tuple[int, Tensor]:
+    def _ready(self, name: str) -> tuple[File, Tensor]:
         index, tensor = self._find(name)
         self._check_open()
-        if not self._is_complete and name not in self._confirmed:
+        if self._complete is not None:
+            return self._complete[index], tensor
+        file = self._files[index]
+        if name not in file.there:
             wanted = [(index, tensor.start, tensor.stop)]
-            self._wait(wanted, self._deadline(), f"tensor {name!r:.200}")
-            self._confirmed.add(name)
-        return index, tensor
+            file = self._wait(wanted, self._deadline(), f"tensor {name!r:.200}")[index]
+            file.there.add(name)
+        return file, tensor
 
-    def _wait(self, ranges: list[Range], deadline: Deadline, what: str) -> None:
+    def _wait(self, ranges: list[Range], deadline: Deadline, what: str) -> list[File]:
+        """Return the files in which the ranges are there."""
         wanted = [(index, start, stop) for index, start, stop in ranges if start < stop]
-        if wanted and not self._is_complete:
-            try:
-                is_all = self._source.wait(wanted, deadline, f"{what} of {self.name}")
-            except TimedOut as error:
-                raise self._how_far(error, wanted) from error
-            if is_all:
-                self._is_complete = True
-            self._check_open()
+        if self._complete is not None:
+            return self._complete
+        if not wanted:
+            return self._files
+        try:
+            there = self._source.wait(wanted, deadline, f"{what} of {self.name}")
+        except TimedOut as error:
+            raise self._how_far(error, wanted) from error
+        self._learn(there.files, is_all=there.is_all)
+        self._check_open()
+        return there.files
+
+    def _learn(self, files: list[File], *, is_all: bool) -> None:
+        self._files = files
+        if is_all and self._complete is None:
+            self._complete = files
 
     def _whole(self, deadline: Deadline) -> str:
         """Wait for the whole version; return its directory."""
         self._check_open()
         if self._path is None:
             try:
-                self._path = self._source.path(deadline)
+                self._path, files = self._source.path(deadline)
             except TimedOut as error:
                 everything = [(index, 0, file.size_bytes) for index, file in enumerate(self._files)]
                 raise self._how_far(error, everything) from error
-            self._is_complete = True
+            self._learn(files, is_all=True)
         return self._path
 
     def _how_far(self, error: TimedOut, wanted: list[Range]) -> TimedOut:
         """Return the error, and in it how much of what was waited for is there, if known."""
         try:
-            _, there, _ = self._source.arrivals(0, Deadline(PROGRESS_S))
+            there = self._source.arrivals(0, Deadline(PROGRESS_S))
         except CachedError:
             return error
-        spans = _by_file(there)
-        come_bytes = sum(
-            max(0, min(stop, span_stop) - max(start, span_start))
-            for index, start, stop in wanted
-            for span_start, span_stop in spans.get(index, [])
-        )
+        come_bytes = spans.common_bytes(wanted, spans.by_file(there.ranges))
         wanted_bytes = sum(stop - start for _, start, stop in wanted)
         message = f"{error.message}: {come_bytes} of {wanted_bytes} bytes are there"
         return TimedOut(message, hint=error.hint)
 
-    def _view(self, index: int, tensor: Tensor) -> Array:
-        return self._made().view(self._files[index], tensor)
+    def _view(self, file: File, tensor: Tensor) -> Array:
+        return self._made().view(file, tensor)
 
     def _made(self) -> Arrays:
         if self._arrays is None:
@@ -333,17 +325,17 @@ class Model:
         """Yield names as their bytes come; each once."""
         missing = dict(self._tensors)
         seen_bytes = 0
-        while missing and not self._is_complete:
+        while missing and self._complete is None:
             self._check_open()
-            seen_bytes, there, is_all = self._source.arrivals(seen_bytes, self._deadline())
-            if is_all:
-                self._is_complete = True
+            there = self._source.arrivals(seen_bytes, self._deadline())
+            self._learn(there.files, is_all=there.is_all)
+            if there.is_all:
                 break
-            spans = _by_file(there)
-            come = [name for name, wanted in missing.items() if _covers(spans, *wanted)]
-            self._confirmed.update(come)
+            seen_bytes = there.seen_bytes
+            found = spans.by_file(there.ranges)
+            come = [name for name, wanted in missing.items() if spans.covers(found, *wanted)]
             for name in come:
-                del missing[name]
+                there.files[missing.pop(name)[0]].there.add(name)
                 yield name
         yield from missing
 
@@ -354,31 +346,3 @@ class Model:
         if self._is_closed:
             message = f"{self.name} is closed"
             raise ModelClosed(message, hint="take what you need before close(): views stay valid")
-
-
-def _joined(ranges: list[Range]) -> list[Range]:
-    """Return the same bytes in as few ranges as there can be."""
-    joined: list[Range] = []
-    for index, start, stop in sorted(ranges):
-        if joined and joined[-1][0] == index and start <= joined[-1][2]:
-            joined[-1] = (index, joined[-1][1], max(stop, joined[-1][2]))
-        else:
-            joined.append((index, start, stop))
-    return joined
-
-
-def _by_file(ranges: list[Range]) -> dict[int, list[tuple[int, int]]]:
-    """Return start and stop of ranges by file, sorted."""
-    spans: dict[int, list[tuple[int, int]]] = {}
-    for index, start, stop in sorted(ranges):
-        spans.setdefault(index, []).append((start, stop))
-    return spans
-
-
-def _covers(spans: dict[int, list[tuple[int, int]]], index: int, tensor: Tensor) -> bool:
-    """Return whether one of a file's spans holds all of a tensor."""
-    if tensor.start == tensor.stop:
-        return True
-    found = spans.get(index, [])
-    at = bisect_right(found, tensor.start, key=lambda span: span[0]) - 1
-    return at >= 0 and tensor.stop <= found[at][1]

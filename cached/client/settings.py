@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SIDECAR_DIRECTORY = "/cached"
 MAX_SOCKET_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
-_USUAL = {"CACHED_SOCKET", "CACHED_CONFIG", "CACHED_MODELS"}  # known without the table
+_OF_RUN = {"CACHED_MODEL_NAME", "CACHED_MODEL_PATH", "CACHED_MODEL_VERSION"}  # of cached run
+_USUAL = {"CACHED_SOCKET", "CACHED_CONFIG", "CACHED_MODELS"} | _OF_RUN  # known without the table
 
 
 def daemon_address(

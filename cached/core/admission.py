@@ -5,14 +5,47 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cached.core.errors import OverBudget
-from cached.core.loads import footprint_bytes
+from cached.core.loads import file_bytes
+from cached.core.objects import FileRef
 from cached.core.residency import Candidate, choose
 from cached.core.units import format_bytes, format_bytes_down, format_bytes_up
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from cached.core.ledger import Ledger
-    from cached.core.loads import Model, Shelf
-    from cached.core.objects import VersionRef
+    from cached.core.loads import Load, Model
+    from cached.core.objects import Manifest, VersionRef
+    from cached.core.shelf import Shelf
+
+
+def shared_files(model: Model, manifest: Manifest) -> dict[int, FileRef]:
+    """Return which files of a version another complete one of the model has in memory.
+
+    Equal are those with the same path, length, ETag and place in the store.
+    """
+    shared: dict[int, FileRef] = {}
+    for load in model.loads():
+        if not load.is_complete or load.frees or load.manifest.uri != manifest.uri:
+            continue
+        homes = {
+            (stored.key, stored.path, stored.size_bytes, stored.etag): index
+            for index, stored in enumerate(load.manifest.objects)
+        }
+        for index, stored in enumerate(manifest.objects):
+            found = homes.get((stored.key, stored.path, stored.size_bytes, stored.etag))
+            if found is not None and stored.size_bytes and index not in shared:
+                shared[index] = load.shared.get(found) or FileRef(load.of, found)
+    return shared
+
+
+def needed_bytes(manifest: Manifest, shared: Container[int]) -> int:
+    """Return what a version takes in memory beside the files that it shares."""
+    return sum(
+        file_bytes(stored.size_bytes)
+        for index, stored in enumerate(manifest.objects)
+        if index not in shared
+    )
 
 
 def usable_bytes(capacity_bytes: int, ledger: Ledger, headroom_bytes: int) -> int:
@@ -36,19 +69,22 @@ def decide(
     """Return the versions to evict so that the model will fit, or why it cannot.
 
     What retired loads are about to give back counts as free: it is worth waiting for, and
-    nobody is evicted in its place. A prefetch that nobody waits for evicts nobody at all.
+    nobody is evicted in its place. For a prefetch that nobody waits for no other model goes.
     """
     ledger = shelf.ledger
     free_bytes = usable_bytes(model.capacity_bytes, ledger, headroom_bytes)
-    candidates = [_candidate(other) for other in shelf.models.values()]
-    victims = choose(
-        [candidate for candidate in candidates if candidate is not None and model.is_asked],
-        needed_bytes,
-        free_bytes + shelf.leaving_bytes,
-        now_s,
-    )
-    if victims is not None:
-        return victims
+    candidates = [
+        _candidate(other, load, shelf)
+        for other in shelf.models.values()
+        for load in other.loads()
+        if load.is_complete and not load.frees and (model.is_asked or other is model)
+    ]
+    served = model.current.of if model.current is not None else None
+    others = [candidate for candidate in candidates if candidate.of != served]
+    for some in (others, candidates):  # what the model itself serves goes last
+        victims = choose(some, needed_bytes, free_bytes + shelf.leaving_bytes, now_s)
+        if victims is not None:
+            return victims
     return over_budget(
         model.ref.name, needed_bytes, free_bytes, shelf.leased_bytes, ledger.budget_bytes
     )
@@ -78,20 +114,18 @@ def over_budget(
     return OverBudget(message, hint=hint)
 
 
-def _candidate(model: Model) -> Candidate | None:
-    """Return a model's current load as something that could go; None if it is not whole.
+def _candidate(model: Model, load: Load, shelf: Shelf) -> Candidate:
+    """Return a complete version as something that could go.
 
-    What is being filled is promised to somebody and not a candidate.
+    What is superseded is worth less than what it was superseded by: it is there to go back to.
     """
-    load = model.load
-    if load is None or not load.is_complete:
-        return None
+    is_current = load is model.current
     return Candidate(
         of=load.of,
-        size_bytes=footprint_bytes(load.manifest),
+        size_bytes=shelf.gives_back(load),
         load_s=load.load_s,
         last_used_s=model.last_used_s,
-        frequency=model.frequency,
-        is_leased=bool(load.holders),
-        is_pinned=model.ref.pinned,
+        frequency=model.frequency if is_current else 0.0,
+        is_leased=load.is_held,
+        is_pinned=model.ref.pinned and is_current,
     )

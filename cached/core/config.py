@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core.errors import InvalidConfig
 from cached.core.objects import ModelRef
-from cached.core.options import CONFIG_ENV, MODEL_OPTIONS, MODELS_ENV, OPTIONS
+from cached.core.options import CONFIG_ENV, MODEL_OPTIONS, MODELS_ENV, OPTIONS, RUN_ENV
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,25 +32,34 @@ class Config(NamedTuple):
     Attributes:
         memory_budget_bytes: ``None``: what the machine has, measured when it is needed.
         http_port: ``None``: no HTTP side; 0: a free port.
+        http_token_file: ``None``: nothing can be changed over HTTP.
         endpoint_url: ``None``: AWS.
         region: ``None``: nobody said; the store's own default.
         ca_bundle: ``None``: the system's certificates.
+        sse_customer_key_file: ``None``: no object is encrypted by a customer's key.
     """
 
     models: tuple[ModelRef, ...]
     memory_budget_bytes: int | None
     memory_headroom_bytes: int
     segment_root: str
+    segments: str
+    purge_on_exit: bool
+    kept_versions: int
     socket: str
     socket_mode: int
     http_host: str
     http_port: int | None
+    http_token_file: str | None
     endpoint_url: str | None
     region: str | None
     addressing_style: str
     ca_bundle: str | None
     allow_insecure_endpoint: bool
+    sse_customer_key_file: str | None
     anonymous: bool
+    verify: str
+    refresh_interval_s: float
     fetch_threads: int
     connect_timeout_s: float
     receive_timeout_s: float
@@ -58,6 +67,7 @@ class Config(NamedTuple):
     drain_timeout_s: float
     log_level: str
     log_format: str
+    audit: bool
 
 
 class Given(NamedTuple):
@@ -93,7 +103,7 @@ def check_variables(names: Iterable[str]) -> None:
     Raises:
         InvalidConfig: for the first one; with the known name that is most like it.
     """
-    known = [*(option.env for option in OPTIONS), CONFIG_ENV, MODELS_ENV]
+    known = [*(option.env for option in OPTIONS), CONFIG_ENV, MODELS_ENV, *RUN_ENV]
     for name in names:
         if name.startswith("CACHED_") and name not in known and not SERVICE_LINK.fullmatch(name):
             raise unknown_key("variable", name, known, "the environment")
@@ -167,7 +177,11 @@ def _several_hint(source: str) -> str:
     return f"give {source} once for each"
 
 
-def resolve(levels: Iterable[Level], defaults: Mapping[str, Given] | None = None) -> Config:
+def resolve(
+    levels: Iterable[Level],
+    defaults: Mapping[str, Given] | None = None,
+    models: tuple[ModelRef, ...] | None = None,
+) -> Config:
     """Return the Config that the levels make together.
 
     Of each option the highest level that gives it wins; so of each member of each model. Values
@@ -176,12 +190,15 @@ def resolve(levels: Iterable[Level], defaults: Mapping[str, Given] | None = None
     Args:
         levels: the highest first.
         defaults: of options whose default depends on the machine, by key; below all levels.
+        models: instead of those that the levels name, which are not looked at then.
 
     Raises:
         InvalidConfig: a key, its rule, its value and who gave it.
     """
     ladder = [*levels, Level(defaults or {}, {})]
-    values: dict[str, object] = {"models": _models([level.models for level in ladder])}
+    if models is None:
+        models = _models([level.models for level in ladder])
+    values: dict[str, object] = {"models": models}
     for option in OPTIONS:
         given = _first([level.options for level in ladder], option)
         values[option.field] = None if given is None else _checked(option, option.key, given)
@@ -269,11 +286,21 @@ def _model(name: str, levels: Sequence[Mapping[str, Given]]) -> ModelRef:
             raise InvalidConfig(message, hint=f'write {option.key} = "..." below [models.{name}]')
         values[option.field] = _checked(option, key, given)
         if option.field == "uri":
-            _check_uri(key, str(given.value), given.source)
+            check_uri(key, str(given.value), given.source)
     return ModelRef._make(values[field] for field in ModelRef._fields)
 
 
-def _check_uri(name: str, uri: str, source: str) -> None:
+def check_uri(name: str, uri: str, source: str) -> None:
+    """Refuse what is not a URI of a model.
+
+    Args:
+        name: of what holds it.
+        uri: as somebody wrote it.
+        source: who gave it.
+
+    Raises:
+        InvalidConfig: with what was probably meant.
+    """
     if re.fullmatch(r"s3://[^/\s]+(/.*)?|file:///.+", uri):
         return
     rule = "s3://BUCKET/PREFIX/, s3://BUCKET/KEY or file:///PATH"

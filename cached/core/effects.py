@@ -8,7 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from cached.core.objects import FileRef, Manifest, ModelRef, Part, PeerId, VersionRef
+    from collections.abc import Mapping
+
+    from cached.core.objects import (
+        FileRef,
+        Manifest,
+        ModelRef,
+        ObjectFacts,
+        Part,
+        PeerId,
+        StoredObject,
+        VersionRef,
+    )
+
+NOTHING_SHARED: Mapping[int, FileRef] = {}
 
 
 class Resolve(NamedTuple):
@@ -23,22 +36,61 @@ class Resolve(NamedTuple):
 
 
 class CreateSegments(NamedTuple):
-    """Make every file of a version at full length → ``SegmentsReady`` or ``SegmentsFailed``."""
+    """Make every file of a version at full length → ``SegmentsReady`` or ``SegmentsFailed``.
+
+    Attributes:
+        shared: files that are those of another version, which has them whole: by index.
+    """
 
     of: VersionRef
     manifest: Manifest
+    shared: Mapping[int, FileRef] = NOTHING_SHARED
 
 
 class FetchPart(NamedTuple):
-    """Send one ranged GET → ``PartFetched`` or ``PartFailed``."""
+    """Send one ranged GET → ``PartFetched`` or ``PartFailed``; ``PartStalled`` meanwhile."""
 
     part: Part
 
 
 class CancelParts(NamedTuple):
-    """Cut the GETs of a version that are in flight; each ends as ``PartFailed``."""
+    """Cut the GETs of a version that are in flight; each ends as ``PartFailed``.
+
+    Attributes:
+        part_id: those of one part only.
+    """
 
     of: VersionRef
+    part_id: int | None = None
+
+
+class Describe(NamedTuple):
+    """Ask the store what it knows of one object → ``Described`` or ``DescribeFailed``."""
+
+    file: FileRef
+    uri: str
+    stored: StoredObject
+
+
+class ReadDigests(NamedTuple):
+    """Parse the list of digests that came with a model → ``DigestsRead`` or ``DigestsRefused``."""
+
+    file: FileRef
+
+
+class Check(NamedTuple):
+    """Read bytes of a file back and sum them → ``Checked`` or ``CheckFailed``.
+
+    Attributes:
+        is_running: of all bytes below ``stop``, going on from ``start``, where the check before
+            ended; else of ``[start, stop)`` alone.
+    """
+
+    file: FileRef
+    algorithm: str
+    start: int
+    stop: int
+    is_running: bool = False
 
 
 class ReadHeader(NamedTuple):
@@ -55,15 +107,23 @@ class ReadHeader(NamedTuple):
 
 
 class Publish(NamedTuple):
-    """Make a filled version read-only and visible → ``Published`` or ``SegmentsFailed``."""
+    """Make a filled version read-only, visible and current → ``Published`` or ``SegmentsFailed``.
+
+    One that is published already becomes current again.
+    """
 
     of: VersionRef
 
 
 class Free(NamedTuple):
-    """Unlink a version and give its memory back → ``Freed``, ``StillMapped`` or ``FreeFailed``."""
+    """Unlink a version and give its memory back → ``Freed``, ``StillMapped`` or ``FreeFailed``.
+
+    Attributes:
+        if_unused: only if nobody has it open or mapped, also by path; else nothing changes.
+    """
 
     of: VersionRef
+    if_unused: bool = False
 
 
 class Reply(NamedTuple):
@@ -131,12 +191,74 @@ class Evicted(NamedTuple):
     """For observers: a version was taken out of memory.
 
     Attributes:
-        reason: ``budget``, ``asked``, ``failed`` or ``stale``.
+        reason: ``budget``, ``asked``, ``failed``, ``stale``, ``superseded`` or ``left`` (by an
+            earlier daemon, of no use to this one).
     """
 
     of: VersionRef
     reason: str
     size_bytes: int
+
+
+class Adopted(NamedTuple):
+    """For observers: a version that an earlier daemon left goes on.
+
+    Attributes:
+        there_bytes: of it, which need not be fetched.
+    """
+
+    of: VersionRef
+    there_bytes: int
+
+
+class Switched(NamedTuple):
+    """For observers: a model's current version is another one now.
+
+    Attributes:
+        before: the one that was current; empty if none was.
+    """
+
+    of: VersionRef
+    before: str
+
+
+class Looked(NamedTuple):
+    """For observers: how an object of a load is encrypted, and by what it can be checked.
+
+    Attributes:
+        algorithm: empty: by nothing that this host can compute.
+    """
+
+    file: FileRef
+    path: str
+    facts: ObjectFacts
+    algorithm: str
+
+
+class Mismatched(NamedTuple):
+    """For observers: bytes are not what the store, or the list of digests, says that they are.
+
+    Attributes:
+        is_final: the load fails; else they are fetched once more.
+    """
+
+    file: FileRef
+    path: str
+    algorithm: str
+    start: int
+    stop: int
+    is_final: bool
+
+
+class Hedged(NamedTuple):
+    """For observers: a part that brings nothing is asked for a second time.
+
+    Attributes:
+        idle_s: how long nothing came.
+    """
+
+    part: Part
+    idle_s: float
 
 
 class DrainBegan(NamedTuple):
@@ -168,6 +290,9 @@ Effect = (
     | CreateSegments
     | FetchPart
     | CancelParts
+    | Describe
+    | ReadDigests
+    | Check
     | ReadHeader
     | Publish
     | Free
@@ -177,6 +302,11 @@ Effect = (
     | Refused
     | Retried
     | Evicted
+    | Adopted
+    | Switched
+    | Looked
+    | Mismatched
+    | Hedged
     | DrainBegan
     | DrainCut
     | Drained

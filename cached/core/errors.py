@@ -6,6 +6,7 @@
     ├── InvalidConfig               the operator's: a key, its rule, its value
     ├── FormatError                 bytes that are not what they should be
     │   ├── HeaderError             a safetensors file's
+    │   ├── DigestsError            the list of digests of a model
     │   └── FrameError              a peer's on the socket
     ├── InvalidTransition           a bug of ours: a state table has no such row
     ├── DaemonUnavailable           transient: nobody listens, it drains, it died
@@ -13,10 +14,12 @@
     ├── BadRequest                  the peer asked for what the protocol does not know
     ├── NotPermitted                the peer's uid may not do this
     ├── ModelUnknown                no such model is configured
+    ├── VersionUnknown              the model has no such version, in memory or in the store
     ├── TensorUnknown               (also a KeyError) the model has no such tensor
     ├── OverBudget                  transient: refused, with the numbers
     ├── OutOfSpace                  the file system of the segments is full
     ├── LoadFailed                  the store's answer made the load impossible
+    │   └── ChecksumMismatch        twice, bytes were not what their checksum or digest says
     ├── Stale                       the object was replaced; open again for the new version
     ├── TimedOut                    transient: the caller's own time-out
     ├── ModelClosed                 (also a ValueError) used after ``close()``
@@ -29,7 +32,8 @@
         ├── ObjectRefused           encrypted by the client, unsafe key, no ETag
         ├── InsecureEndpoint        plain HTTP to something that is not loopback
         ├── BadReply                transient: not what was asked for, or cut short
-        └── StoreUnavailable        transient: 5xx, 429, connection, time-out
+        └── StoreUnavailable        transient: 5xx, connection, time-out
+            └── StoreBusy           503 SlowDown, 429: asked too much
 
 Ask of an error: whose fault is it, and can a retry help (``transient``)? Branch on the
 type or on ``transient``, never on the text. ``str(error)`` is the fact, and after a
@@ -86,6 +90,12 @@ class HeaderError(FormatError):
     code = "header"
 
 
+class DigestsError(FormatError):
+    """The list of digests of a model breaks a rule of its format."""
+
+    code = "digests"
+
+
 class FrameError(FormatError):
     """A frame on the socket breaks the protocol; the connection is closed."""
 
@@ -129,6 +139,12 @@ class ModelUnknown(CachedError):
     code = "model_unknown"
 
 
+class VersionUnknown(CachedError):
+    """The model has no such version: not in memory, and the store does not list it now."""
+
+    code = "version_unknown"
+
+
 class TensorUnknown(CachedError, KeyError):
     """The model has no such tensor."""
 
@@ -155,6 +171,12 @@ class LoadFailed(CachedError):
     """The load cannot be completed; the text holds the store's reason."""
 
     code = "load_failed"
+
+
+class ChecksumMismatch(LoadFailed):
+    """Bytes are not what the store, or the list of digests, says that they are: twice."""
+
+    code = "checksum_mismatch"
 
 
 class Stale(CachedError):
@@ -243,7 +265,13 @@ class BadReply(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """5xx, 429, a broken connection or a time-out."""
+    """5xx, a broken connection or a time-out."""
 
     code = "store_unavailable"
     transient = True
+
+
+class StoreBusy(StoreUnavailable):
+    """503 SlowDown, 429: the store is asked too much."""
+
+    code = "store_busy"

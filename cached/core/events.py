@@ -8,9 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from cached.core.digests import Digests
     from cached.core.errors import CachedError
     from cached.core.header import Header
-    from cached.core.objects import FileRef, Manifest, Part, PeerId, VersionRef
+    from cached.core.objects import (
+        FileRef,
+        Manifest,
+        ObjectFacts,
+        Part,
+        PeerId,
+        Range,
+        VersionRef,
+    )
 
 
 class Connected(NamedTuple):
@@ -76,9 +85,15 @@ class ResolveFailed(NamedTuple):
 
 
 class SegmentsReady(NamedTuple):
-    """All files of a version exist at full length: they can be mapped and filled."""
+    """All files of a version exist at full length: they can be mapped and filled.
+
+    Attributes:
+        there: bytes that are there already, by index of the file: an earlier daemon left them, or
+            another version has the same file.
+    """
 
     of: VersionRef
+    there: tuple[tuple[int, Range], ...] = ()
 
 
 class SegmentsFailed(NamedTuple):
@@ -113,15 +128,85 @@ class HeaderRefused(NamedTuple):
     error: CachedError
 
 
+class Described(NamedTuple):
+    """The store told what it knows of one object."""
+
+    file: FileRef
+    facts: ObjectFacts
+
+
+class DescribeFailed(NamedTuple):
+    """The store did not tell.
+
+    Attributes:
+        jitter_ratio: a random number in [0, 1) that the engine may spend on a back-off.
+    """
+
+    file: FileRef
+    error: CachedError
+    jitter_ratio: float = 0.5
+
+
+class DigestsRead(NamedTuple):
+    """The list of digests that came with the model was parsed and is valid."""
+
+    file: FileRef
+    digests: Digests
+
+
+class DigestsRefused(NamedTuple):
+    """The list of digests breaks a rule of the format."""
+
+    file: FileRef
+    error: CachedError
+
+
+class Checked(NamedTuple):
+    """Bytes were read back and summed.
+
+    Attributes:
+        value: big-endian; with ``is_running`` of all bytes below ``stop``.
+    """
+
+    file: FileRef
+    algorithm: str
+    start: int
+    stop: int
+    value: bytes
+
+
+class CheckFailed(NamedTuple):
+    """They could not be read."""
+
+    file: FileRef
+    error: CachedError
+
+
+class PartStalled(NamedTuple):
+    """A GET that is under way brings nothing; told again and again while it lasts.
+
+    Attributes:
+        watermark: bytes ``[part.start, watermark)`` are in the segment.
+        idle_s: since the last byte, or since the request was sent.
+    """
+
+    part: Part
+    watermark: int
+    idle_s: float
+
+
 class PartFetched(NamedTuple):
     """All bytes of a part are in its segment.
 
     Attributes:
         seconds: from the sending of the request to the last byte.
+        first_byte_s: from the sending of the request to the head of the reply; ``None`` if the
+            store does not tell.
     """
 
     part: Part
     seconds: float
+    first_byte_s: float | None = None
 
 
 class PartFailed(NamedTuple):
@@ -156,7 +241,7 @@ class Freed(NamedTuple):
 
 
 class StillMapped(NamedTuple):
-    """Its files are unlinked, but somebody still maps or holds one."""
+    """Somebody maps or holds a file of it; unlinked all the same, unless ``if_unused`` was said."""
 
     of: VersionRef
 
@@ -176,23 +261,28 @@ class DrainRequested(NamedTuple):
     """A signal: take no new work, answer what can be answered, stop; a second: stop at once."""
 
 
-Event = (
-    Connected
-    | Disconnected
-    | Requested
-    | Resolved
+OutsideEvent = Connected | Disconnected | Requested | Ticked | DrainRequested
+"""What comes from workers, time and the operator."""
+
+CheckEvent = Described | DescribeFailed | DigestsRead | DigestsRefused | Checked | CheckFailed
+"""What tells whether the bytes are right."""
+
+LoadEvent = (
+    Resolved
     | ResolveFailed
     | SegmentsReady
     | SegmentsFailed
     | HeaderRead
     | HeaderSized
     | HeaderRefused
+    | PartStalled
     | PartFetched
     | PartFailed
     | Published
     | Freed
     | StillMapped
     | FreeFailed
-    | Ticked
-    | DrainRequested
 )
+"""What ends, or tells of, a job."""
+
+Event = OutsideEvent | CheckEvent | LoadEvent

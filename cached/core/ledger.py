@@ -75,6 +75,31 @@ class Ledger:
         self._accounts.setdefault(of, _Account()).size_bytes += size_bytes
         self.used_bytes += size_bytes
 
+    def take_over(self, of: VersionRef, size_bytes: int) -> None:
+        """Count what is in memory already, whether the budget allows it or not."""
+        self._accounts.setdefault(of, _Account()).size_bytes += size_bytes
+        self.used_bytes += size_bytes
+
+    def hand_over(self, giver: FileRef, taker: FileRef, size_bytes: int) -> None:
+        """Charge another version for a file that both have, before the one is released.
+
+        Args:
+            giver: the file, as the version has it that is charged now.
+            taker: the same file, as the other one has it.
+            size_bytes: what it takes in memory; all of it is on pages.
+        """
+        account = self._accounts[giver.of]
+        committed_bytes = sum(
+            span.stop - span.start for span in account.committed.pop(giver.index, ())
+        )
+        account.size_bytes -= size_bytes
+        account.committed_bytes -= committed_bytes
+        other = self._accounts.setdefault(taker.of, _Account())
+        other.size_bytes += size_bytes
+        other.committed_bytes += committed_bytes
+        ranges = other.committed.setdefault(taker.index, RangeSet())
+        ranges.add(0, committed_bytes)
+
     def commit(self, file: FileRef, start: int, stop: int) -> int:
         """Note that bytes ``[start, stop)`` of a file are on pages now.
 

@@ -15,24 +15,22 @@ if TYPE_CHECKING:
     Table = Mapping[str, Mapping[str, str]]
     """state → trigger → next state."""
 
-# Where a model stands. What was evicted or failed is *retired* (core/loads.py): its bytes count
-# until the kernel has them back, but the model may be wanted again at once.
-ABSENT: Final = "absent"
+# What a model is about: the way of one version into memory. What is in memory already, the current
+# version first of all, is beside it (core/loads.py), and so is what is on its way out.
+IDLE: Final = "idle"  # nothing is on its way
 RESOLVING: Final = "resolving"  # the store is asked what there is
 ADMITTING: Final = "admitting"  # waits for memory that is being freed, or for its turn
 LOADING: Final = "loading"  # being filled; may be leased
 PUBLISHING: Final = "publishing"  # every byte is there
-RESIDENT: Final = "resident"  # complete and visible by path
 FAILED: Final = "failed"  # the error is kept for those who ask
 
 MODEL: Final[Table] = {
-    ABSENT: {"want": RESOLVING},
-    FAILED: {"want": RESOLVING, "evict": ABSENT},
-    RESOLVING: {"resolved": ADMITTING, "fail": FAILED, "evict": ABSENT},
-    ADMITTING: {"reserved": LOADING, "fail": FAILED, "evict": ABSENT},
-    LOADING: {"filled": PUBLISHING, "fail": FAILED, "evict": ABSENT},
-    PUBLISHING: {"published": RESIDENT, "fail": FAILED, "evict": ABSENT},
-    RESIDENT: {"evict": ABSENT},
+    IDLE: {"want": RESOLVING, "adopt": LOADING, "return": PUBLISHING},
+    FAILED: {"want": RESOLVING, "return": PUBLISHING, "evict": IDLE},
+    RESOLVING: {"resolved": ADMITTING, "same": IDLE, "fail": FAILED, "evict": IDLE},
+    ADMITTING: {"reserved": LOADING, "return": PUBLISHING, "fail": FAILED, "evict": IDLE},
+    LOADING: {"filled": PUBLISHING, "fail": FAILED, "evict": IDLE},
+    PUBLISHING: {"published": IDLE, "fail": FAILED, "evict": IDLE},
 }
 
 # Where the daemon stands.

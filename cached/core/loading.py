@@ -1,7 +1,7 @@
-"""A model's way from "wanted" to resident, and out of memory again.
+"""A model's way from "listed" to resident.
 
-Who gets in is decided in ``admission``, the GETs in ``filling``; what is remembered of a
-model is in ``loads``.
+What there is comes from ``listing``, who gets in is decided in ``admission``, the GETs in
+``filling``, the way out in ``leaving``; what is remembered of a model is in ``loads``.
 """
 
 from __future__ import annotations
@@ -9,127 +9,82 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cached.core import admission
-from cached.core.effects import (
-    CancelParts,
-    CreateSegments,
-    Evicted,
-    MarkReady,
-    Refused,
-    Resolve,
-    Retried,
+from cached.core.effects import CreateSegments, MarkReady, Publish, Refused, Switched
+from cached.core.errors import (
+    LoadFailed,
+    ObjectChanged,
+    OutOfSpace,
+    OverBudget,
+    Stale,
+    VersionUnknown,
 )
-from cached.core.errors import LoadFailed, ObjectChanged, OutOfSpace, OverBudget, Stale, StoreError
-from cached.core.loads import Load, delay_s, footprint_bytes
+from cached.core.integrity import Integrity
+from cached.core.loads import Load
 from cached.core.objects import VersionRef
 from cached.core.parts import Planner
-from cached.core.residency import touched
 
 if TYPE_CHECKING:
     from cached.core import events
     from cached.core.errors import CachedError
-    from cached.core.loads import Limits, Model, Shelf
+    from cached.core.leaving import Leaving
+    from cached.core.loads import Limits, Model
+    from cached.core.objects import FileRef, Manifest
+    from cached.core.shelf import Shelf
 
-FREE_AGAIN_S = 1.0  # how often a version that is mapped by path alone is probed (3 us each)
-RESOLVE_ATTEMPTS = 6  # back-off from 0.1 s: openers hear of a dead store within 7 s
 PREFETCH_AGAIN_S = 5.0  # doubled with each failure of a prefetch, up to …
 PREFETCH_AGAIN_MAX_S = 300.0
-FREQUENCY_HALF_LIFE_S = 3600.0
 
 
 class Loading:
-    """Models in and out of memory.
+    """Models into memory.
 
     Args:
         shelf: models, loads and the ledger.
         limits: what the operator allows.
+        leaving: the way out.
     """
 
-    def __init__(self, shelf: Shelf, limits: Limits) -> None:
+    def __init__(self, shelf: Shelf, limits: Limits, leaving: Leaving) -> None:
         self._shelf = shelf
         self._limits = limits
-        self._free_again_s: float | None = None
+        self._leaving = leaving
         self.is_ready = False
 
-    def start(self, now_s: float) -> None:
-        """Begin what is prefetched at start."""
-        for model in self._shelf.models.values():
-            if model.ref.prefetch:
-                self.want(model, now_s, is_asked=False)
-        self._latch_ready()
+    def adopt(self, load: Load) -> None:
+        """Go on with what an earlier daemon left; its bytes are in the ledger."""
+        model = self._shelf.models[load.of.name]
+        model.advance("adopt")
+        model.coming = load
+        model.is_confirmed = False
+        self._shelf.effects.append(CreateSegments(load.of, load.manifest))
 
-    def want(self, model: Model, now_s: float, *, is_asked: bool = True) -> None:
-        """See to it that the model is resident or on its way.
+    def go_back(self, model: Model, version: str) -> None:
+        """Make a version current that is in memory; it stays so until the operator refreshes.
 
-        Args:
-            model: any.
-            now_s: monotonic.
-            is_asked: a worker or the operator waits for it: others may be evicted for it.
+        Raises:
+            VersionUnknown: it is not in memory, or on its way out.
         """
-        if self._shelf.is_draining:
+        load = model.having(version)
+        if load is not None and load is model.current:
             return
-        model.is_asked = model.is_asked or is_asked
-        if model.state in {"absent", "failed"}:
-            model.advance("want")
-            model.attempts = 0
-            self._list(model)
-        elif model.state == "admitting":
-            self._admit(model, now_s)  # may evict now, where a mere prefetch had to wait
+        if load is None or not load.is_complete or load.frees:
+            raise unknown_version(model, version)
+        newest = model.coming or model.current
+        self.give_up(model, "asked")
+        if newest is not None:
+            model.passed_over = newest.of.version
+        self._return(model, load)
 
-    def hurry(self, model: Model, now_s: float) -> None:
-        """Ask the store again now, if a model waits to do that."""
-        if model.state == "resolving" and model.retry_at_s is not None:
-            self._list(model)
-        if model.load is not None:
-            model.load.resume_at_s = min(model.load.resume_at_s, now_s)
+    def _return(self, model: Model, load: Load) -> None:
+        """Publish a version again that is in memory, complete."""
+        model.advance("return")
+        model.kept.remove(load)
+        model.coming = load
+        model.pending = None
+        load.leaving = ""
+        self._shelf.effects.append(Publish(load.of))
 
-    def _list(self, model: Model) -> None:
-        model.retry_at_s = None
-        model.listing += 1
-        self._shelf.effects.append(Resolve(model.ref, model.listing))
-
-    def lease_ended(self, load: Load, now_s: float) -> None:
-        """Free what nobody holds any more; others may get in in its place now."""
-        if load.of in self._shelf.retired and not load.holders and not load.in_flight:
-            self._shelf.free(load)
-        self._admit_all(now_s)
-
-    def used(self, model: Model, now_s: float) -> None:
-        """Count an open."""
-        model.opens += 1
-        model.frequency = touched(
-            model.frequency, model.last_used_s, now_s, half_life_s=FREQUENCY_HALF_LIFE_S
-        )
-        model.last_used_s = now_s
-
-    def resolved(self, event: events.Resolved, now_s: float) -> None:
-        """Take the manifest and make room for it."""
-        model = self._shelf.models[event.name]
-        if event.listing != model.listing:
-            return  # the model was evicted in the meantime
-        model.advance("resolved")
-        model.pending = event.manifest
-        model.capacity_bytes = event.available_bytes + self._shelf.ledger.committed_bytes
-        self._admit_all(now_s)
-
-    def resolve_failed(self, event: events.ResolveFailed, now_s: float) -> None:
-        """Try again later, or tell those who wait."""
-        model = self._shelf.models[event.name]
-        if event.listing != model.listing:
-            return
-        model.attempts += 1
-        model.error = event.error
-        if event.error.transient and model.attempts < RESOLVE_ATTEMPTS:
-            asked_s = event.error.retry_after_s if isinstance(event.error, StoreError) else None
-            wait_s = delay_s(model.attempts, event.jitter_ratio, asked_s)
-            model.retry_at_s = now_s + wait_s
-            self._shelf.changed[event.name] = None  # nobody waits for that in a drain
-            retried = Retried(event.name, event.error.code, wait_s, str(event.error))
-            self._shelf.effects.append(retried)
-        else:
-            self._model_failed(model, event.error, now_s)
-        self._admit_all(now_s)
-
-    def _admit_all(self, now_s: float) -> None:
+    def admit_all(self, now_s: float) -> None:
         """Let all who wait for room try again, in the order of the configuration."""
         for model in self._shelf.models.values():
             if model.state == "admitting":
@@ -153,51 +108,102 @@ class Loading:
         manifest = model.pending
         if manifest is None or not self._has_turn(model):
             return
-        needed_bytes = footprint_bytes(manifest)
+        twin = next((each for each in model.kept if each.of.version == manifest.version), None)
+        if twin is not None:
+            if not twin.frees:  # else what becomes of it is awaited
+                self._return(model, twin)
+            return
+        shared = admission.shared_files(model, manifest)
+        needed_bytes = admission.needed_bytes(manifest, shared)
         headroom_bytes = self._limits.headroom_bytes
         verdict = admission.decide(
             model, needed_bytes, self._shelf, headroom_bytes=headroom_bytes, now_s=now_s
         )
         if isinstance(verdict, OverBudget):
-            self._model_failed(model, verdict, now_s)
+            self._refuse(model, needed_bytes, verdict, now_s)
             return
         for victim in verdict:
-            self.retire(self._shelf.models[victim.name], "budget")
+            load = self._shelf.find(victim)
+            if load is not None:
+                self._leaving.evict(load, "budget")
         ledger = self._shelf.ledger
-        if needed_bytes > admission.usable_bytes(model.capacity_bytes, ledger, headroom_bytes):
-            return  # asked again with every load that was freed, or was not
+        if needed_bytes <= admission.usable_bytes(model.capacity_bytes, ledger, headroom_bytes):
+            self._begin(model, manifest, shared, now_s)
+        # else asked again with every load that was freed, or was not
+
+    def _refuse(self, model: Model, needed_bytes: int, refusal: OverBudget, now_s: float) -> None:
+        """Fail; or, where an older version serves on, wait until there is room for both."""
+        if model.current is None or needed_bytes > self._shelf.ledger.budget_bytes:
+            self.model_failed(model, refusal, now_s)
+        elif not model.is_refusal_told:
+            model.is_refusal_told = True
+            model.error = refusal
+            refused = Refused(model.ref.name, refusal.code, refusal.message, refusal.hint)
+            self._shelf.effects.append(refused)
+
+    def _begin(
+        self, model: Model, manifest: Manifest, shared: dict[int, FileRef], now_s: float
+    ) -> None:
         of = VersionRef(model.ref.name, manifest.version, self._shelf.next_load())
-        ledger.reserve(of, needed_bytes)
+        self._shelf.ledger.reserve(of, admission.needed_bytes(manifest, shared))
         learnt = model.learnt[1] if model.learnt[0] == of.version else ()
-        model.load = Load(of, manifest, Planner(manifest, learnt=learnt), now_s)
+        planner = Planner(manifest, learnt=learnt)
+        integrity = Integrity(
+            manifest,
+            planner,
+            verify=self._limits.verify,
+            can=self._limits.can_check,
+            checked=shared,
+        )
+        model.coming = Load(of, manifest, planner, now_s, integrity=integrity, shared=shared)
         model.pending = None
         model.error = None
         model.advance("reserved")
-        self._shelf.effects.append(CreateSegments(of, manifest))
+        self._shelf.effects.append(CreateSegments(of, manifest, shared))
 
     def segments_failed(self, event: events.SegmentsFailed, now_s: float) -> None:
-        """There was no room for them after all."""
-        load = self._shelf.current(event.of)
-        if load is not None:
+        """There was no room for them after all, or they cannot be shown."""
+        load = self._shelf.coming(event.of)
+        if load is None:
+            return
+        if load.is_complete:  # it was to become current again, and is as complete as before
+            model = self._shelf.models[load.of.name]
+            model.coming = None
+            model.kept.append(load)
+            load.leaving = "superseded"
+            self.model_failed(model, event.error, now_s)
+        else:
             self.load_failed(load, event.error, now_s)
 
     def published(self, event: events.Published, now_s: float) -> None:
-        """The version is complete, read-only and visible."""
-        load = self._shelf.current(event.of)
+        """The version is complete, read-only, visible and current."""
+        load = self._shelf.coming(event.of)
         if load is None:
             return
         model = self._shelf.models[event.of.name]
         model.advance("published")
+        model.coming = None
+        before, model.current = model.current, load
         model.is_asked = False
         model.was_resident = True
         model.prefetch_failures = 0
         model.learnt = (load.of.version, tuple(load.planner.touched))
-        load.path = event.path
-        load.load_s = now_s - load.began_s
+        if not load.is_complete:
+            load.path = event.path
+            load.load_s = now_s - load.began_s
         self._shelf.changed[model.ref.name] = None
-        self._latch_ready()
+        if before is not None:
+            self._leaving.supersede(model, before)
+        switched = Switched(load.of, before.of.version if before is not None else "")
+        self._shelf.effects.append(switched)
+        interval_s = self._limits.refresh_interval_s
+        model.look_at_s = now_s + interval_s if interval_s else None
+        if load.is_adopted and not model.is_confirmed:
+            model.look_at_s = now_s
+        self.latch_ready()
 
-    def _latch_ready(self) -> None:
+    def latch_ready(self) -> None:
+        """See whether all that is prefetched at start has been complete once."""
         wanted = [model for model in self._shelf.models.values() if model.ref.prefetch]
         if not self.is_ready and all(model.was_resident for model in wanted):
             self.is_ready = True
@@ -207,106 +213,55 @@ class Loading:
         """Give a load up: everyone who waits for it hears why."""
         model = self._shelf.models[load.of.name]
         load.error = _told(error, load.of)
-        self.retire(model, "stale" if isinstance(error, ObjectChanged) else "failed")
+        model.advance("fail")
+        self._leaving.drop(load, "stale" if isinstance(error, ObjectChanged) else "failed")
         self._note_failure(model, error, now_s)
 
-    def _model_failed(self, model: Model, error: CachedError, now_s: float) -> None:
+    def model_failed(self, model: Model, error: CachedError, now_s: float) -> None:
+        """Give a model up that has no load yet."""
         model.pending = None
         model.advance("fail")
         self._note_failure(model, error, now_s)
 
     def _note_failure(self, model: Model, error: CachedError, now_s: float) -> None:
-        model.error = _told(error, VersionRef(model.ref.name, ""))
+        model.error = told = _told(error, VersionRef(model.ref.name, ""))
         model.is_asked = False
         self._shelf.changed[model.ref.name] = None
-        told = model.error
         self._shelf.effects.append(Refused(model.ref.name, error.code, told.message, told.hint))
-        if model.ref.prefetch and (error.transient or isinstance(error, ObjectChanged)):
+        is_wanted = model.ref.prefetch or not model.is_confirmed
+        if is_wanted and (error.transient or isinstance(error, ObjectChanged)):
             wait_s = PREFETCH_AGAIN_S * 2 ** min(model.prefetch_failures, 10)
             model.retry_at_s = now_s + min(wait_s, PREFETCH_AGAIN_MAX_S)
             model.prefetch_failures += 1
 
-    def evict(self, model: Model, now_s: float) -> int:
-        """Do as the operator says: out of memory, or off the way there; return its bytes.
+    def give_up(self, model: Model, reason: str) -> None:
+        """Give up what is on its way; workers that wait for the model want it anew.
 
-        Workers that wait for the model want it anew: from a listing of now.
+        They get it from a listing of then.
         """
-        if model.load is not None:
-            return self.retire(model, "asked")
-        if model.state in {"resolving", "admitting", "failed"}:
+        if model.state != "idle":
             model.advance("evict")
-            model.pending = None
-            model.retry_at_s = None
-            model.is_asked = False
-            model.listing += 1  # what is under way counts no more
-            self._shelf.changed[model.ref.name] = None
-            self._admit_all(now_s)
-        return 0
-
-    def retire(self, model: Model, reason: str) -> int:
-        """Take the model's current load out of use; return its bytes.
-
-        The memory is counted until ``Freed``. In-flight GETs are cut and waited for.
-        """
-        load = model.load
-        if load is None:
-            return 0
+        model.pending = None
+        model.retry_at_s = None
         model.is_asked = False
-        model.advance("evict" if load.error is None else "fail")
-        model.load = None
-        self._shelf.retired[load.of] = load
-        self._shelf.changed[load.of.name] = None
-        size_bytes = footprint_bytes(load.manifest)
-        self._shelf.effects.append(Evicted(load.of, reason, size_bytes))
-        if load.in_flight:
-            self._shelf.effects.append(CancelParts(load.of))
-        else:
-            self._shelf.free(load)
-        return size_bytes
-
-    def freed(self, event: events.Freed, now_s: float) -> None:
-        """The memory is back: let those who wait for room try again."""
-        load = self._shelf.retired.pop(event.of, None)
-        if load is None:
-            return
-        self._shelf.ledger.release(event.of)
-        self._shelf.changed[event.of.name] = None
-        self._admit_all(now_s)
-
-    def not_freed(self, of: VersionRef, now_s: float) -> None:
-        """Somebody maps a retired version, or it cannot be unlinked: try again, look elsewhere."""
-        load = self._shelf.retired.get(of)
-        if load is None:
-            return
-        load.frees -= 1
-        if self._free_again_s is None and not load.holders:  # the last holder's end is an event
-            self._free_again_s = now_s + FREE_AGAIN_S
-        self._admit_all(now_s)
-
-    def ticked(self, now_s: float) -> None:
-        """Do what was put off until now."""
-        if self._free_again_s is not None and self._free_again_s <= now_s:
-            self._free_again_s = None
-            for load in self._shelf.retired.values():
-                if not (load.holders or load.in_flight or load.frees):
-                    self._shelf.free(load)
-        for model in self._shelf.models.values():
-            if model.retry_at_s is None or model.retry_at_s > now_s or self._shelf.is_draining:
-                continue
-            if model.state == "resolving":
-                self._list(model)
+        model.listing += 1  # what is under way counts no more
+        self._shelf.changed[model.ref.name] = None
+        self._shelf.is_room_made = True
+        if model.coming is not None:
+            coming, model.coming = model.coming, None
+            if coming.is_complete:
+                model.kept.append(coming)
+                self._leaving.evict(coming, reason)
             else:
-                self.want(model, now_s, is_asked=False)
+                self._leaving.drop(coming, reason)
 
-    def wake_at_s(self, now_s: float) -> float | None:
-        """Return when there is something to do though nothing happens; None if never."""
-        times = [self._free_again_s]
-        for model in self._shelf.models.values():
-            if not self._shelf.is_draining:
-                times.append(model.retry_at_s)
-            if model.load is not None and model.load.resume_at_s > now_s:
-                times.append(model.load.resume_at_s)
-        return min((time_s for time_s in times if time_s is not None), default=None)
+
+def unknown_version(model: Model, version: str) -> VersionUnknown:
+    """Return the refusal of a version that cannot be had, with those that can."""
+    offered = dict.fromkeys(load.of.version for load in model.loads() if not load.frees)
+    there = ", ".join(offered) or "none"
+    message = f"{model.ref.name} has no version {version[:64]!r} in memory: there are {there}"
+    return VersionUnknown(message, hint=f"cached status {model.ref.name} lists them")
 
 
 def _told(error: CachedError, of: VersionRef) -> CachedError:

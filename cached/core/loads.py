@@ -1,8 +1,9 @@
 """What the engine remembers of a model and of one attempt to load it.
 
-A *load* is one attempt to hold one version. A model has at most one that is current; a
-load that failed or was evicted is *retired*: it is counted in the ledger until the kernel
-has its memory back.
+A *load* is one attempt to hold one version. Of a model, one may be *coming* (it is being filled),
+one is *current* (complete: who opens the model gets it), others are *kept*: complete, but
+superseded or on their way out, as long as somebody has them open or mapped. A load that failed,
+or was given up, is *retired* (core/shelf.py). All of them count until the kernel has their memory.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core import lifecycle
-from cached.core.effects import Free
 from cached.core.errors import BadRequest, TensorUnknown
 from cached.core.objects import Range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from cached.core.effects import Effect
     from cached.core.errors import CachedError
     from cached.core.header import Header, Tensor
-    from cached.core.ledger import Ledger
-    from cached.core.objects import Manifest, ModelRef, Part, PeerId, VersionRef
+    from cached.core.integrity import Integrity
+    from cached.core.objects import FileRef, Manifest, ModelRef, Part, PeerId, VersionRef
     from cached.core.parts import Planner
 
 PAGE_BYTES = 4096
@@ -29,14 +28,41 @@ FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 20.0  # AWS SDKs' cap for back-off
 
 
+class Flight:
+    """A part under way.
+
+    Attributes:
+        attempts: GETs of it that are under way: two after a hedge.
+        began_s: when the first was sent.
+        is_hedged: a second one was sent.
+    """
+
+    __slots__ = ("attempts", "began_s", "is_hedged", "part")
+
+    def __init__(self, part: Part, now_s: float) -> None:
+        self.part = part
+        self.attempts = 1
+        self.began_s = now_s
+        self.is_hedged = False
+
+
 class Load:
     """One attempt to hold one version in memory.
 
     Attributes:
+        integrity: which bytes were found right.
+        shared: files that it has in common with another load of the model, whole: by index.
         headers: of safetensors files, by index, as they become known.
         holders: peers with a lease.
+        looked: indices of files that the store was, or is to be, asked about.
+        undescribed: those of them that wait for their turn.
+        is_list_asked: the list of digests is being read, or was.
         error: why it failed; waiters get it. None while it goes well.
         frees: attempts to free it that are under way.
+        leaving: why it is to go; empty if it is not.
+        is_mapped: a process that holds no lease was found to have it open or mapped.
+        is_adopted: an earlier daemon left it.
+        wide_parts: GETs shall be few: each costs a call of KMS.
         path: the directory, once published.
         resume_at_s: no GET before this time (back-off).
     """
@@ -50,26 +76,54 @@ class Load:
         "headers",
         "holders",
         "in_flight",
+        "integrity",
+        "is_adopted",
+        "is_list_asked",
         "is_mappable",
+        "is_mapped",
+        "leaving",
         "load_s",
+        "looked",
         "manifest",
         "of",
         "path",
         "planner",
         "resume_at_s",
+        "shared",
+        "undescribed",
+        "wide_parts",
     )
 
-    def __init__(self, of: VersionRef, manifest: Manifest, planner: Planner, now_s: float) -> None:
+    def __init__(  # noqa: PLR0913 - made in two places, by keywords
+        self,
+        of: VersionRef,
+        manifest: Manifest,
+        planner: Planner,
+        now_s: float,
+        *,
+        integrity: Integrity,
+        shared: Mapping[int, FileRef] | None = None,
+        is_adopted: bool = False,
+    ) -> None:
         self.of = of
         self.manifest = manifest
         self.planner = planner
+        self.integrity = integrity
+        self.shared: dict[int, FileRef] = dict(shared or {})
         self.headers: dict[int, Header] = {}
         self.header_asked: dict[int, int] = {}
         self.holders: set[PeerId] = set()
-        self.in_flight: dict[int, Part] = {}
+        self.in_flight: dict[int, Flight] = {}
+        self.looked: set[int] = set()
+        self.undescribed: dict[int, None] = {}
+        self.is_list_asked = False
         self.failures: dict[tuple[int, int], int] = {}
         self.frees = 0
+        self.leaving = ""
         self.is_mappable = False
+        self.is_mapped = False
+        self.is_adopted = is_adopted
+        self.wide_parts = False
         self.error: CachedError | None = None
         self.path: str | None = None
         self.resume_at_s = now_s
@@ -91,14 +145,33 @@ class Load:
         return self.path is not None
 
     @property
-    def is_leaving(self) -> bool:
-        """Whether the memory of a retired load is on its way back: its next event is awaited."""
-        return not self.holders and (bool(self.in_flight) or self.frees > 0)
+    def is_filled(self) -> bool:
+        """Whether every byte is there, and found right as far as that can be told."""
+        return self.has_headers and self.planner.is_complete and self.integrity.is_complete
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has it, with a lease or by path alone."""
+        return bool(self.holders) or self.is_mapped
 
     def covers(self, ranges: Iterable[tuple[int, Range]]) -> bool:
-        """Return whether all these bytes are there."""
+        """Return whether all these bytes are there, and may be read."""
         return self.is_complete or all(
-            self.planner.has(index, wanted.start, wanted.stop) for index, wanted in ranges
+            self.integrity.releases(index, wanted.start, wanted.stop) for index, wanted in ranges
+        )
+
+    def there(self) -> Iterator[tuple[int, Range]]:
+        """Yield what may be read: index of the file, and bytes."""
+        for index in range(len(self.manifest.objects)):
+            for span in self.integrity.released(index):
+                yield index, span
+
+    def own_bytes(self) -> int:
+        """Return what it takes in memory, apart from what it shares."""
+        return sum(
+            file_bytes(stored.size_bytes)
+            for index, stored in enumerate(self.manifest.objects)
+            if index not in self.shared
         )
 
     def header_bytes(self, index: int) -> int | None:
@@ -162,26 +235,40 @@ class Model:
     """What is known of one configured model.
 
     Attributes:
-        state: a row of ``lifecycle.MODEL``.
-        load: the current one; None unless loading, publishing or resident.
+        state: a row of ``lifecycle.MODEL``: how the next version comes.
+        coming: the load that is being filled or published.
+        current: the complete one that is given to those who open the model.
+        kept: complete ones that are superseded or shall go, the newest last.
         pending: resolved, waiting for room.
         capacity_bytes: what the machine could give to all models together, when it was resolved.
         listing: number of the last ``Resolve``; the answers of earlier ones count no more.
+        listed_s: when the store told last what there is; None: never.
         is_asked: a worker or the operator waits for it: then others may be evicted.
+        is_confirmed: the store has said that ``current`` is what there is, since we have it.
+        passed_over: version that the operator went back from: only he can have it again.
+        is_refusal_told: that there is no room beside the current one, of ``pending``.
         frequency: decayed count of opens, as of ``last_used_s``.
+        look_at_s: when the store is to be asked for a new version, if that is done at times.
     """
 
     __slots__ = (
         "attempts",
         "capacity_bytes",
+        "coming",
+        "current",
         "error",
         "frequency",
         "is_asked",
+        "is_confirmed",
+        "is_refusal_told",
+        "kept",
         "last_used_s",
         "learnt",
+        "listed_s",
         "listing",
-        "load",
+        "look_at_s",
         "opens",
+        "passed_over",
         "pending",
         "prefetch_failures",
         "ref",
@@ -192,17 +279,24 @@ class Model:
 
     def __init__(self, ref: ModelRef) -> None:
         self.ref = ref
-        self.state = lifecycle.ABSENT
-        self.load: Load | None = None
+        self.state = lifecycle.IDLE
+        self.coming: Load | None = None
+        self.current: Load | None = None
+        self.kept: list[Load] = []
         self.pending: Manifest | None = None
         self.capacity_bytes = 0
         self.listing = 0
+        self.listed_s: float | None = None
         self.error: CachedError | None = None
         self.attempts = 0
         self.retry_at_s: float | None = None
+        self.look_at_s: float | None = None
         self.prefetch_failures = 0
         self.is_asked = False
+        self.is_confirmed = True
+        self.is_refusal_told = False
         self.was_resident = False
+        self.passed_over = ""
         self.opens = 0
         self.frequency = 0.0
         self.last_used_s = 0.0
@@ -211,7 +305,24 @@ class Model:
     @property
     def is_under_way(self) -> bool:
         """Whether its next event is awaited; not so in a back-off, which a timer has to end."""
-        return self.state not in {"absent", "failed"} and self.retry_at_s is None
+        return self.state not in {"idle", "failed"} and self.retry_at_s is None
+
+    @property
+    def offered(self) -> Load | None:
+        """Return what is given to those who open the model: complete, or being filled."""
+        return self.current or self.coming
+
+    def loads(self) -> Iterator[Load]:
+        """Yield all that is in memory by path, or will be: the one to offer first."""
+        if self.current is not None:
+            yield self.current
+        if self.coming is not None:
+            yield self.coming
+        yield from reversed(self.kept)
+
+    def having(self, version: str) -> Load | None:
+        """Return the load of a version, if it is in memory or on its way there."""
+        return next((load for load in self.loads() if load.of.version == version), None)
 
     def advance(self, trigger: str) -> None:
         """Change the state by the table, and in no other way."""
@@ -231,87 +342,33 @@ def delay_s(failures: int, jitter_ratio: float, asked_s: float | None) -> float:
     return max(asked_s or 0.0, float(longest) * (0.5 + jitter_ratio / 2))
 
 
+def file_bytes(size_bytes: int) -> int:
+    """Return what a file takes in memory: whole pages."""
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
 def footprint_bytes(manifest: Manifest) -> int:
     """Return what a version takes in memory: every file rounded up to pages."""
-    return sum(-(-stored.size_bytes // PAGE_BYTES) * PAGE_BYTES for stored in manifest.objects)
+    return sum(file_bytes(stored.size_bytes) for stored in manifest.objects)
 
 
 class Limits(NamedTuple):
     """What the operator allows.
 
     Attributes:
-        fetch_slots: GETs in flight.
+        fetch_slots: GETs in flight, at most.
         headroom_bytes: of available memory, never taken.
         part_attempts: GETs in a row that may fail at one byte before the load does.
+        verify: ``off``, ``checksum`` or ``digest``.
+        can_check: checksum algorithms that this host computes.
+        kept_versions: superseded versions of a model that stay in memory though nobody has them.
+        refresh_interval_s: how often the store is asked for a new version; 0: never.
     """
 
     fetch_slots: int = 8
     headroom_bytes: int = 0
     part_attempts: int = 8
-
-
-class Shelf:
-    """All models and their loads: what the parts of the engine share.
-
-    Attributes:
-        models: by name, in the order of the configuration.
-        ledger: of the memory budget.
-        retired: loads that are out of use, but not yet out of memory.
-        effects: decided since the engine last took them.
-        changed: names of models whose waiters may have an answer now.
-        is_draining: nothing new is wanted.
-        is_stopped: no GET is begun.
-    """
-
-    __slots__ = (
-        "_last_load",
-        "changed",
-        "effects",
-        "is_draining",
-        "is_stopped",
-        "ledger",
-        "models",
-        "retired",
-    )
-
-    def __init__(self, refs: tuple[ModelRef, ...], ledger: Ledger) -> None:
-        self.models = {ref.name: Model(ref) for ref in refs}
-        self.ledger = ledger
-        self.retired: dict[VersionRef, Load] = {}
-        self.effects: list[Effect] = []
-        self.changed: dict[str, None] = {}  # a set that keeps its order
-        self._last_load = 0
-        self.is_draining = False
-        self.is_stopped = False
-
-    @property
-    def leased_bytes(self) -> int:
-        """Bytes of the versions that somebody holds, reserved ones included."""
-        current = (model.load for model in self.models.values() if model.load is not None)
-        held = (load for load in (*current, *self.retired.values()) if load.holders)
-        return sum(self.ledger.size_of(load.of) for load in held)
-
-    @property
-    def leaving_bytes(self) -> int:
-        """Bytes that retired loads are about to give back."""
-        leaving = (load for load in self.retired.values() if load.is_leaving)
-        return sum(self.ledger.size_of(load.of) for load in leaving)
-
-    def free(self, load: Load) -> None:
-        """Have a retired load unlinked, and its memory given back unless somebody maps it."""
-        load.frees += 1
-        self.effects.append(Free(load.of))
-
-    def next_load(self) -> int:
-        """Return a number for a new load."""
-        self._last_load += 1
-        return self._last_load
-
-    def current(self, of: VersionRef) -> Load | None:
-        """Return the load if it is still the model's current one."""
-        load = self.models[of.name].load
-        return load if load is not None and load.of == of else None
-
-    def find(self, of: VersionRef) -> Load | None:
-        """Return a load, current or retired."""
-        return self.current(of) or self.retired.get(of)
+    verify: str = "checksum"
+    can_check: frozenset[str] = frozenset()
+    kept_versions: int = 0
+    refresh_interval_s: float = 0.0

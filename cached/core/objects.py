@@ -89,6 +89,26 @@ class StoredObject(NamedTuple):
         return self.path.endswith(".safetensors")
 
 
+class ObjectFacts(NamedTuple):
+    """What a store tells of one object when it is asked for that object alone.
+
+    Attributes:
+        checksum: ``algorithm:base64`` of the whole object; or ``algorithm:base64-N@PART_BYTES``,
+            of the checksums of the N parts that it was uploaded in; ``None``: not told.
+        version_id: of a versioned bucket; ``None``: not told.
+        encryption: ``AES256``, ``aws:kms``, ``aws:kms:dsse``, or ``SSE-C`` (a key that the
+            customer gives with each request); ``None``: not told.
+        kms_key: its ARN or id, if the store told one.
+        has_bucket_key: whether one key of the bucket is used, and not KMS for each GET.
+    """
+
+    checksum: str | None = None
+    version_id: str | None = None
+    encryption: str | None = None
+    kms_key: str | None = None
+    has_bucket_key: bool = False
+
+
 class Manifest(NamedTuple):
     """The objects of one version of a model.
 
@@ -119,6 +139,7 @@ class Part(NamedTuple):
         start: first byte, an offset in the file.
         stop: one past the last byte.
         attempt: 0 for the first; counts failed attempts that made no progress.
+        hedge: 0; 1 for a second GET of the same part beside one that brings nothing.
     """
 
     part_id: int
@@ -128,3 +149,28 @@ class Part(NamedTuple):
     start: int
     stop: int
     attempt: int = 0
+    hedge: int = 0
+
+
+class Left(NamedTuple):
+    """A version that an earlier daemon left in the place of the segments.
+
+    Attributes:
+        of: its name here; ``load`` is 1, 2, … in the order in which they were found.
+        manifest: as it was described; None if that is missing, broken, of a layout that is not
+            known, or not what lies there: it can only be freed.
+        path: its directory.
+        is_published: complete; else it was being filled.
+        is_current: ``current`` points to it.
+        size_bytes: pages of all its files; a file that two versions share counts in each.
+        is_trusted: written since this machine was started, so what is said to be there is there;
+            else look at the content before it is served.
+    """
+
+    of: VersionRef
+    manifest: Manifest | None
+    path: str
+    is_published: bool
+    is_current: bool
+    size_bytes: int
+    is_trusted: bool

@@ -8,34 +8,31 @@ environment.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cached.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from cached.core.kinds import (
+    BYTES,
+    BYTES_OR_AUTO,
+    COUNT,
+    ENDPOINT,
+    MODE,
+    PATH,
+    PORT,
+    REGION,
+    SECONDS,
+    SOCKET,
+    SWITCH,
+    TEXT,
+    one_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from cached.core.kinds import Kind
 
 MIB = 1 << 20
 DAY_S = 86_400
-MAX_SOCKET_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
 CONFIG_ENV, MODELS_ENV = "CACHED_CONFIG", "CACHED_MODELS"  # beside those of the options
-
-
-class Kind(NamedTuple):
-    """How a value is written.
-
-    Attributes:
-        parse: makes the value; TypeError, ValueError or InvalidConfig if it is not one.
-        rule: continues "must be ".
-        metavar: stands for the value in --help.
-        show: writes the value back.
-    """
-
-    parse: Callable[[object], object]
-    rule: str
-    metavar: str
-    show: Callable[[object], str] = str
+RUN_ENV = ("CACHED_MODEL_NAME", "CACHED_MODEL_PATH", "CACHED_MODEL_VERSION")  # for programs only
 
 
 class Option(NamedTuple):
@@ -84,118 +81,6 @@ class Option(NamedTuple):
         return self.shown or ("none" if self.default is None else str(self.default))
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
-        raise ValueError
-    return value
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # and what was not UTF-8
-
-
-def _size(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError
-    return parse_bytes(value)
-
-
-def _size_or_auto(value: object) -> int | None:
-    return None if value in ("auto", None) else _size(value)
-
-
-def _show_size(value: object) -> str:
-    return format_bytes(value) if isinstance(value, int) else "auto"
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError
-    return parse_seconds(value)
-
-
-def _show_seconds(value: object) -> str:
-    return format_seconds(value) if isinstance(value, int | float) else str(value)
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError
-    return int(value)
-
-
-def _port_or_off(value: object) -> int | None:
-    return None if value in ("off", None) else _whole(value)
-
-
-def _mode(value: object) -> int:
-    return int(_text(value), 8)
-
-
-def _show_mode(value: object) -> str:
-    return f"{value:04o}" if isinstance(value, int) else str(value)
-
-
-def _switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = _text(value).lower()
-    if text not in _SWITCH:
-        raise ValueError
-    return _SWITCH[text]
-
-
-_SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
-    ("0", "false", "no", "off"), False
-)
-
-
-def _socket(value: object) -> str:
-    text = _text(value)
-    if len(text.encode()) > MAX_SOCKET_BYTES or text == "@":
-        raise ValueError
-    return text
-
-
-def _endpoint(value: object) -> str:
-    text = _text(value).rstrip("/")
-    if not re.fullmatch(r"https?://[^?#@\s]+", text):
-        raise ValueError
-    return text
-
-
-def _region(value: object) -> str:
-    text = _text(value)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
-        raise ValueError
-    return text
-
-
-def _one_of(*choices: str) -> Kind:
-    def parse(value: object) -> str:
-        if value not in choices:
-            raise ValueError
-        return str(value)
-
-    return Kind(parse, f"one of {', '.join(choices)}", "|".join(choices))
-
-
-BYTES = Kind(_size, "a size such as 8GiB or 512MiB", "SIZE", _show_size)
-BYTES_OR_AUTO = Kind(
-    _size_or_auto, "a size such as 8GiB or 512MiB, or auto", "SIZE|auto", _show_size
-)
-SECONDS = Kind(_seconds, "a duration such as 30s, 1m30s or 250ms", "DURATION", _show_seconds)
-COUNT = Kind(_whole, "a whole number", "N")
-PORT = Kind(_port_or_off, "a port number, or off", "PORT|off")
-MODE = Kind(_mode, 'octal digits in a string, such as "0660"', "MODE", _show_mode)
-SWITCH = Kind(_switch, "true or false", "true|false")
-TEXT = Kind(_text, "text without control characters", "TEXT")
-PATH = Kind(_text, "a path", "PATH")
-SOCKET = Kind(
-    _socket, f"a path of at most {MAX_SOCKET_BYTES} bytes, or @NAME (abstract)", "PATH|@NAME"
-)
-ENDPOINT = Kind(_endpoint, "http[s]://HOST[:PORT][/PATH]", "URL")
-REGION = Kind(_region, "a region such as eu-central-1", "REGION")
-
 MEMORY, SERVING, STORE, FETCHING, LOGS = "memory", "serving", "object store", "fetching", "logs"
 
 OPTIONS: tuple[Option, ...] = (
@@ -224,6 +109,33 @@ OPTIONS: tuple[Option, ...] = (
         "Directory of the models; on a tmpfs, so that it is memory.",
         MEMORY,
         shown="/dev/shm/cached-UID",  # noqa: S108 - where shm_open puts segments
+    ),
+    Option(
+        "segments",
+        one_of("auto", "tmpfs", "memfd", "file"),
+        "auto",
+        "What the models lie in. tmpfs: files in memory, which the next daemon takes over. memfd: "
+        "sealed memory without a file system, which ends with the daemon and its workers. file: "
+        "files on a disk. auto: tmpfs where the segment root is one, else memfd.",
+        MEMORY,
+    ),
+    Option(
+        "purge_on_exit",
+        SWITCH,
+        "false",
+        "Remove the models from memory when the daemon ends. Else they stay for the next one; "
+        "cached purge removes them.",
+        MEMORY,
+    ),
+    Option(
+        "kept_versions",
+        COUNT,
+        0,
+        "Superseded versions of each model that stay in memory though nobody has them open, as "
+        "long as there is room: to go back to without fetching anything.",
+        MEMORY,
+        least=0,
+        most=16,
     ),
     Option(
         "socket",
@@ -259,6 +171,15 @@ OPTIONS: tuple[Option, ...] = (
         most=65535,
     ),
     Option(
+        "http_token_file",
+        PATH,
+        None,
+        "File with a token that allows changes over HTTP (POST, Authorization: Bearer TOKEN), of "
+        "16 bytes or more; nobody else may read it, and it is read at each use. Not given: over "
+        "HTTP nothing can be changed.",
+        SERVING,
+    ),
+    Option(
         "drain_timeout_s",
         SECONDS,
         "20s",
@@ -287,7 +208,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "addressing_style",
-        _one_of("auto", "path", "virtual"),
+        one_of("auto", "path", "virtual"),
         "auto",
         "Where the bucket stands in a URL. auto: in the host name on AWS, in the path elsewhere.",
         STORE,
@@ -309,8 +230,43 @@ OPTIONS: tuple[Option, ...] = (
         "changed on the way.",
         STORE,
     ),
+    Option(
+        "sse_customer_key_file",
+        PATH,
+        None,
+        "File with the key of objects that are encrypted by your own key (SSE-C): 32 bytes, or "
+        "their base64. It is read at each use, and sent over HTTPS only.",
+        STORE,
+    ),
     Option("anonymous", SWITCH, "false", "Do not sign requests: for public buckets.", STORE),
-    Option("fetch_threads", COUNT, 8, "GETs at a time.", FETCHING, least=1, most=256),
+    Option(
+        "verify",
+        one_of("off", "checksum", "digest"),
+        "checksum",
+        "What bytes are checked by before they are called complete. checksum: by what the store "
+        "keeps of each object. digest: by the SHA-256 of every 8 MiB in cached.manifest.json, "
+        "which cached digest writes, and before anybody can read them. off: by their length.",
+        FETCHING,
+    ),
+    Option(
+        "refresh_interval_s",
+        SECONDS,
+        "0s",
+        "How often the store is asked for new versions of what is in memory. 0s: only when "
+        "cached refresh asks for it.",
+        FETCHING,
+        least=0,
+        most=30 * DAY_S,
+    ),
+    Option(
+        "fetch_threads",
+        COUNT,
+        8,
+        "GETs at a time, at most. Fewer while the store says that it is asked too much.",
+        FETCHING,
+        least=1,
+        most=256,
+    ),
     Option(
         "connect_timeout_s",
         SECONDS,
@@ -340,16 +296,23 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "log_level",
-        _one_of("debug", "info", "warning", "error"),
+        one_of("debug", "info", "warning", "error"),
         "info",
         "The least that is logged. info tells the story of a day in a page.",
         LOGS,
     ),
     Option(
         "log_format",
-        _one_of("json", "text"),
+        one_of("json", "text"),
         "json",
         "json: one object a line. text: for people.",
+        LOGS,
+    ),
+    Option(
+        "audit",
+        SWITCH,
+        "false",
+        "Log who was granted a lease and when it ended, and who evicted, refreshed or purged.",
         LOGS,
     ),
 )

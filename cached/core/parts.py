@@ -292,6 +292,16 @@ class Planner:
             state.pending.add(gap.start, gap.stop)
             self._push(turn, (file, gap.start, gap.stop))
 
+    def forget(self, file: int, start: int, stop: int) -> None:
+        """Note that bytes which came are wrong: they are planned once more, soon.
+
+        None of them may be in flight.
+        """
+        state = self._files[file]
+        self._missing_bytes += state.done.remove(start, stop)
+        state.pending.add(start, stop)
+        self._push(_AGAIN, (file, start, stop))
+
     def want(self, file: int, start: int, stop: int) -> None:
         """Note that a worker waits for a range: what is missing of it goes before all else."""
         if start >= stop:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cached.core.loads import Model, Shelf
+    from cached.core.loads import Load, Model
+    from cached.core.shelf import Shelf
 
 
 class About(NamedTuple):
@@ -48,13 +49,12 @@ def status(shelf: Shelf, about: About, models: Iterable[Model], now_s: float) ->
 
 
 def _model(shelf: Shelf, model: Model) -> dict[str, object]:
-    load = model.load
+    load = model.offered
     manifest = load.manifest if load else model.pending
-    is_freeing = any(of.name == model.ref.name for of in shelf.retired)
     return {
         "name": model.ref.name,
         "uri": model.ref.uri,
-        "state": "freeing" if model.state == "absent" and is_freeing else model.state,
+        "state": _state(shelf, model),
         "version": manifest.version if manifest else None,
         "size_bytes": manifest.size_bytes if manifest else None,
         "committed_bytes": shelf.ledger.committed_of(load.of) if load else 0,
@@ -66,4 +66,39 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "pinned": model.ref.pinned,
         "load_s": round(load.load_s, 6) if load and load.is_complete else None,
         "error": str(model.error) if model.error else None,
+        "confirmed": model.is_confirmed,
+        "refreshing": model.current is not None and model.state not in {"idle", "failed"},
+        "verified": load.integrity.summary if load and load.is_complete else None,
+        "versions": [_version(shelf, model, each) for each in _versions(shelf, model)],
+    }
+
+
+def _state(shelf: Shelf, model: Model) -> str:
+    if model.current is not None:
+        return "resident"
+    if model.state != "idle":
+        return model.state
+    is_freeing = any(True for _ in _versions(shelf, model))
+    return "freeing" if is_freeing else "absent"
+
+
+def _versions(shelf: Shelf, model: Model) -> list[Load]:
+    retired = [load for load in shelf.retired.values() if load.of.name == model.ref.name]
+    return [*model.loads(), *retired]
+
+
+def _version(shelf: Shelf, model: Model, load: Load) -> dict[str, object]:
+    if load is model.current:
+        state = "current"
+    elif load is model.coming:
+        state = "loading"
+    else:
+        state = "kept" if load in model.kept and not load.frees else "leaving"
+    return {
+        "version": load.of.version,
+        "state": state,
+        "leases": len(load.holders),
+        "size_bytes": load.manifest.size_bytes,
+        "committed_bytes": shelf.ledger.committed_of(load.of),
+        "path": load.path,
     }

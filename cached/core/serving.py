@@ -9,28 +9,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cached.core import reporting, wire
+from cached.core import wire
 from cached.core.effects import Reply
 from cached.core.errors import (
     BadRequest,
     CachedError,
     DaemonUnavailable,
-    ModelUnknown,
-    NotPermitted,
     TimedOut,
 )
+from cached.core.loading import unknown_version
+from cached.core.loads import Load
 from cached.core.objects import FileRef, PeerId
+from cached.core.operating import EVERY
 from cached.core.peers import Peer, Waiter, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cached.core.events import Connected, Requested
-    from cached.core.loading import Loading
-    from cached.core.loads import Load, Model, Shelf
+    from cached.core.leaving import Leaving
+    from cached.core.listing import Listing
+    from cached.core.loads import Model
     from cached.core.objects import Range, VersionRef
+    from cached.core.operating import Operating
     from cached.core.peers import Answer, Ask, Wants
     from cached.core.reporting import About
+    from cached.core.shelf import Shelf
 
 LOCAL = PeerId(0)
 """The daemon's own threads (HTTP): said hello, and may do what its owner may."""
@@ -41,13 +45,24 @@ class Serving:
 
     Args:
         shelf: models and loads.
-        loading: to want, use and retire models.
-        about: what ``hello`` and ``status`` tell.
+        listing: to want and use models.
+        leaving: told of leases that end.
+        operating: answers what the operator asks.
+        about: what ``hello`` tells.
     """
 
-    def __init__(self, shelf: Shelf, loading: Loading, about: About) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        listing: Listing,
+        leaving: Leaving,
+        operating: Operating,
+        about: About,
+    ) -> None:
         self._shelf = shelf
-        self._loading = loading
+        self._listing = listing
+        self._leaving = leaving
+        self._operating = operating
         self._about = about
         self._peers: dict[PeerId, Peer] = {LOCAL: Peer(about.owner_uid, has_greeted=True)}
         self._waiters: dict[str, list[Waiter]] = {}
@@ -59,9 +74,7 @@ class Serving:
             "arrivals": self._arrivals,
             "check": self._check,
             "cancel": self._cancel,
-            "status": self._status,
-            "prefetch": self._prefetch,
-            "evict": self._evict,
+            **dict.fromkeys(operating.names, self._operate),
         }
 
     @property
@@ -90,7 +103,7 @@ class Serving:
             self._waiters[name] = [waiter for waiter in waiters if waiter.peer != peer_id]
         if peer.lease is not None:
             peer.lease.holders.discard(peer_id)
-            self._loading.lease_ended(peer.lease, now_s)
+            self._leaving.lease_ended(peer.lease)
 
     def requested(self, event: Requested, now_s: float) -> None:
         """Answer a request, now or later."""
@@ -110,11 +123,12 @@ class Serving:
             self._reply(event, wire.error_body(error))
 
     def settle(self, name: str) -> None:
-        """Answer those waiters of a model that can be answered now."""
-        waiting = self._waiters.pop(name, [])
-        still = [waiter for waiter in waiting if not self._try(waiter)]
-        if still:
-            self._waiters[name] = still
+        """Answer those waiters of a model, or of all, that can be answered now."""
+        for key in (name, EVERY):
+            waiting = self._waiters.pop(key, [])
+            still = [waiter for waiter in waiting if not self._try(waiter)]
+            if still:
+                self._waiters[key] = still
 
     def dismiss(self, reason: str) -> None:
         """Answer every waiter with ``DaemonUnavailable``."""
@@ -158,23 +172,19 @@ class Serving:
 
     def _open(self, peer: Peer, event: Requested, now_s: float) -> None:
         self._refuse_another_lease(peer, event.peer)
-        model = self._model(wire.text(event.fields, "model"))
+        model = self._shelf.model(wire.text(event.fields, "model"))
+        version = wire.optional_text(event.fields, "version")
         until = wire.until(event.fields)
         names = wire.names(event.fields, "tensors")
-        self._refuse_when_draining()
-        self._loading.used(model, now_s)
-        self._loading.want(model, now_s)
+        self._shelf.refuse_when_draining()
+        self._listing.used(model, now_s)
+        find = self._finder(model, version, now_s)
         wanted: dict[VersionRef, list[tuple[int, Range]]] = {}  # looked up once for each load
 
         def answer() -> Answer | None:
-            load = model.load
-            if load is None:
-                if model.state == "failed" and model.error is not None:
-                    return refusal(model.error)
-                if not model.is_under_way:
-                    self._refuse_when_draining()
-                self._loading.want(model, now_s)  # it was evicted in the meantime
-                return None
+            load = find()
+            if not isinstance(load, Load):
+                return load
             if not load.has_headers:
                 return None
             if load.of not in wanted:
@@ -188,6 +198,36 @@ class Serving:
 
         peer.is_opening = True
         self._answer_or_wait(event, model.ref.name, answer)
+
+    def _finder(
+        self, model: Model, version: str | None, now_s: float
+    ) -> Callable[[], Load | Answer | None]:
+        """Return what finds the load to open: it, or None to wait, or the answer that refuses."""
+        if version is None:
+            self._listing.want(model, now_s)
+            return lambda: model.offered or self._missing(model, now_s)
+        listing = self._listing.look_for(model, version, now_s)
+
+        def find() -> Load | Answer | None:
+            load = model.having(version)
+            if load is not None:
+                return None if load.frees else load
+            if model.is_refusal_told and model.pending is not None and model.error is not None:
+                return refusal(model.error)  # it waits for room beside what others hold
+            if model.is_under_way and model.listing <= listing:
+                return None
+            raise unknown_version(model, version)
+
+        return find
+
+    def _missing(self, model: Model, now_s: float) -> Answer | None:
+        """Have a model that is not in memory loaded; or tell why it cannot be."""
+        if model.state == "failed" and model.error is not None:
+            return refusal(model.error)
+        if not model.is_under_way:
+            self._shelf.refuse_when_draining()
+        self._listing.want(model, now_s)  # it was evicted in the meantime
+        return None
 
     def _grant(self, peer: Peer, peer_id: PeerId, load: Load) -> Answer:
         peer.lease = load
@@ -240,11 +280,7 @@ class Serving:
         seen_bytes = wire.number(event.fields, "seen")
 
         def answer() -> Answer | None:
-            there = [
-                [index, span.start, span.stop]
-                for index in range(len(load.manifest.objects))
-                for span in load.planner.ranges(index)
-            ]
+            there = [[index, span.start, span.stop] for index, span in load.there()]
             there_bytes = sum(stop - start for _, start, stop in there)
             if there_bytes > seen_bytes or load.is_complete:
                 return self._progress(load, {"seen": there_bytes, "ranges": there})
@@ -257,7 +293,7 @@ class Serving:
 
     def _check(self, peer: Peer, event: Requested, now_s: float) -> None:
         load = self._lease(peer)
-        current = self._shelf.models[load.of.name].load
+        current = self._shelf.models[load.of.name].offered
         is_stale = load.error is not None or (current is not None and current is not load)
         version = current.of.version if current is not None else None
         self._reply(event, {"stale": is_stale, "current": version})
@@ -273,41 +309,11 @@ class Serving:
                     break
         self._reply(event, {})
 
-    def _status(self, peer: Peer, event: Requested, now_s: float) -> None:
-        name = wire.optional_text(event.fields, "model")
-        models = [self._model(name)] if name is not None else self._shelf.models.values()
-        body = reporting.status(self._shelf, self._about, models, now_s)
-        body["ready"] = self._loading.is_ready
-        self._reply(event, body)
-
-    def _prefetch(self, peer: Peer, event: Requested, now_s: float) -> None:
-        self._refuse_unless_owner(peer, "prefetch")
-        model = self._model(wire.text(event.fields, "model"))
-        self._refuse_when_draining()
-        self._loading.want(model, now_s)
-        self._loading.hurry(model, now_s)
-        self._reply(event, {"state": model.state})
-
-    def _evict(self, peer: Peer, event: Requested, now_s: float) -> None:
-        self._refuse_unless_owner(peer, "evict")
-        model = self._model(wire.text(event.fields, "model"))
-        load = model.load
-        if load is not None and load.holders:
-            count = len(load.holders)
-            message = f"{model.ref.name} is leased by {count} worker{'s' if count > 1 else ''}"
-            raise NotPermitted(message, hint="evict it when they have closed it")
-        freed_bytes = self._loading.evict(model, now_s)
-        self._reply(event, {"freed_bytes": freed_bytes})
+    def _operate(self, peer: Peer, event: Requested, now_s: float) -> None:
+        key, ask = self._operating.ask(event.op, event.fields, peer.uid, now_s)
+        self._answer_or_wait(event, key, ask)
 
     # --- what requests have in common
-
-    def _model(self, name: str) -> Model:
-        model = self._shelf.models.get(name)
-        if model is None:
-            known = ", ".join(self._shelf.models) or "none"
-            message = f"no model named {name[:128]!r} is configured: known are {known}"
-            raise ModelUnknown(message, hint=f"start the daemon with --model {name[:128]}=s3://…")
-        return model
 
     @staticmethod
     def _lease(peer: Peer) -> Load:
@@ -325,15 +331,6 @@ class Serving:
     @staticmethod
     def _progress(load: Load, more: dict[str, object]) -> Answer:
         return {"complete": load.is_complete, **more}, ()
-
-    def _refuse_unless_owner(self, peer: Peer, op: str) -> None:
-        if peer.uid not in {0, self._about.owner_uid}:
-            message = f"{op} is for uid {self._about.owner_uid} and root, was asked by {peer.uid}"
-            raise NotPermitted(message, hint="run the command as the daemon's user")
-
-    def _refuse_when_draining(self) -> None:
-        if self._shelf.is_draining:
-            raise DaemonUnavailable("the daemon is stopping", hint="try again when it is back")
 
     def _refuse_when_retired(self, load: Load) -> None:
         if load.of in self._shelf.retired:

@@ -12,7 +12,7 @@ from cached.core.objects import Range
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-PROTOCOL: Final = (1, 0)
+PROTOCOL: Final = (1, 1)
 MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_REPLY_BYTES: Final = 64 << 20
 MAX_DESCRIPTORS: Final = 128

@@ -16,12 +16,14 @@ from time import process_time
 from typing import TYPE_CHECKING
 
 import cached
+from cached.adapters.audit import Audit
+from cached.adapters.checksums import Checksums
 from cached.adapters.clock import SystemClock
 from cached.adapters.listening_socket import listen
 from cached.adapters.log import Log, Writer
 from cached.adapters.memory import SystemMemory
 from cached.adapters.metrics import Metrics
-from cached.adapters.segments import TmpfsSegments
+from cached.adapters.segments import open_segments
 from cached.adapters.unix_socket import UnixSocket
 from cached.core import effects, events
 from cached.core.engine import Engine
@@ -32,12 +34,13 @@ from cached.hosts.stores import stores
 from cached.runner import Ports, Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from cached.core.config import Config
     from cached.core.effects import Effect
     from cached.core.events import Event
-    from cached.ports import MemoryProbe
+    from cached.core.objects import Left
+    from cached.ports import MemoryProbe, Observer
 
 
 # After the first listing was asked for. It has mostly ended by then, and GETs are under way; if
@@ -193,41 +196,42 @@ def _serve(
         listen(config.socket, config.socket_mode), mailbox.post, waiting=mailbox.count
     )
     stack.callback(workers.stop)
-    segments = TmpfsSegments(config.segment_root, dir_mode=_directory_mode(config.socket_mode))
-    stack.callback(segments.purge)
-    if swept := segments.swept:
-        swept_bytes = sum(left.size_bytes for left in swept)
-        writer.write("info", "left-overs swept", versions=len(swept), size_bytes=swept_bytes)
-    memory = SystemMemory(config.segment_root)
-    by_scheme = stores(config, clock, writer)
+    directory_mode = _directory_mode(config.socket_mode)
+    segments = open_segments(config.segments, config.segment_root, dir_mode=directory_mode)
+    stack.callback(segments.purge if config.purge_on_exit else segments.close)
+    left = segments.found()
+    memory = SystemMemory(config.segment_root, segments.kind)
+    checksums = Checksums()
+    by_scheme = stores(config, clock, writer, mailbox.post)
     for store in by_scheme.values():
         stack.callback(store.close)
     inquiries = Inquiries(mailbox.post, workers)
     ports = Ports(
-        stores=by_scheme, segments=segments, memory=memory, replies=inquiries, clock=clock
+        checksums=checksums,
+        stores=by_scheme,
+        segments=segments,
+        memory=memory,
+        replies=inquiries,
+        clock=clock,
     )
     metrics = _metrics(config, memory, workers, mailbox, writer)
     readiness = Readiness(ref.name for ref in config.models if ref.prefetch)
     http = _http(config, inquiries, metrics, readiness, writer, stack)
-    budget_bytes = _budget_bytes(config, memory)
+    budget_bytes = _budget_bytes(config, memory, left)
     daemon = Daemon(
-        _engine(config, budget_bytes, began_s),
+        _engine(config, budget_bytes, checksums.can, left, began_s),
         Runner(ports, mailbox.post, random.random),
         mailbox,
-        observers=[Log(writer), metrics, readiness, http],
+        observers=[Log(writer), *_audit(config, writer), metrics, readiness, http],
         clock=clock,
         fetch_threads=config.fetch_threads,
     )
     writer.write(
         "info",
         "daemon started",
-        version=cached.__version__,
-        pid=os.getpid(),
-        socket=config.socket,
-        segment_root=config.segment_root,
-        endpoint=config.endpoint_url or "AWS",
+        **_told(config),
         config_file=config_file or "none",
-        models=len(config.models),
+        segments=segments.kind,
         budget_bytes=budget_bytes,
         open_files=open_files,
     )
@@ -237,6 +241,23 @@ def _serve(
         http.now()
     daemon.run()
     writer.write("info", "daemon stopped", uptime_s=round(clock.now_s() - began_s, 3))
+
+
+def _audit(config: Config, writer: Writer) -> list[Observer]:
+    return [Audit(writer.write)] if config.audit else []
+
+
+def _told(config: Config) -> dict[str, object]:
+    """Return what the log says of a configuration."""
+    return {
+        "version": cached.__version__,
+        "pid": os.getpid(),
+        "socket": config.socket,
+        "segment_root": config.segment_root,
+        "endpoint": config.endpoint_url or "AWS",
+        "models": len(config.models),
+        "verify": config.verify,
+    }
 
 
 def raise_open_files() -> int:
@@ -252,15 +273,25 @@ def raise_open_files() -> int:
     return soft
 
 
-def _budget_bytes(config: Config, memory: MemoryProbe) -> int:
-    """Return the least of what was allowed and what the machine has, minus headroom."""
-    there_bytes = max(0, memory.available_bytes() - config.memory_headroom_bytes)
+def _budget_bytes(config: Config, memory: MemoryProbe, left: Sequence[Left]) -> int:
+    """Return the least of what was allowed and what the machine has, minus headroom.
+
+    What an earlier daemon left in memory is ours.
+    """
+    ours_bytes = sum(each.size_bytes for each in left)
+    there_bytes = max(0, memory.available_bytes() + ours_bytes - config.memory_headroom_bytes)
     if config.memory_budget_bytes is None:
         return there_bytes
     return min(there_bytes, config.memory_budget_bytes)
 
 
-def _engine(config: Config, budget_bytes: int, began_s: float) -> Engine:
+def _engine(
+    config: Config,
+    budget_bytes: int,
+    can_check: frozenset[str],
+    left: Sequence[Left],
+    began_s: float,
+) -> Engine:
     return Engine(
         config.models,
         budget_bytes=budget_bytes,
@@ -268,6 +299,10 @@ def _engine(config: Config, budget_bytes: int, began_s: float) -> Engine:
             fetch_slots=config.fetch_threads,
             headroom_bytes=config.memory_headroom_bytes,
             part_attempts=config.max_attempts,
+            verify=config.verify,
+            can_check=can_check,
+            kept_versions=config.kept_versions,
+            refresh_interval_s=config.refresh_interval_s,
         ),
         about=About(
             version=cached.__version__,
@@ -277,6 +312,7 @@ def _engine(config: Config, budget_bytes: int, began_s: float) -> Engine:
             began_s=began_s,
         ),
         drain_s=config.drain_timeout_s,
+        left=left,
     )
 
 
@@ -309,13 +345,15 @@ def _http(
     """Take the port now, so that one that is taken is an error at start; serve it later."""
     if config.http_port is None:
         return HttpStart(lambda: None)
-    from cached.adapters.http import HttpServer
+    from cached.adapters.http import HttpServer, TokenFile
 
+    token = config.http_token_file
     server = HttpServer(
         config.http_host,
         config.http_port,
         why_not_ready=readiness.why_not,
-        snapshot=lambda answered: inquiries.ask("status", {}, answered),
+        ask=inquiries.ask,
+        token_file=None if token is None else TokenFile(token),
         render=metrics.render,
         failed=lambda text: writer.write("error", "http failed", reason=text),
     )

@@ -525,6 +525,28 @@ def test_a_changed_profile_file_replaces_expired_keys(alone: Path):
     assert credentials.replace(old).access_key_id == "NEW"
 
 
+def test_threads_that_meet_an_expired_profile_read_it_again_once(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from botocore.session import Session
+
+    text = "[default]\naws_access_key_id = {}\naws_secret_access_key = x\n"
+    alone.write_text(text.format("OLD"))
+    credentials, _, _ = found_in({})
+    old = credentials.keys()
+    alone.write_text(text.format("NEW"))
+    sessions: list[Session] = []
+    real = Session.get_credentials
+
+    def counted(self: Session) -> object:
+        sessions.append(self)
+        return real(self)
+
+    monkeypatch.setattr(Session, "get_credentials", counted)
+    assert [credentials.replace(old).access_key_id for _ in range(4)] == ["NEW"] * 4
+    assert len(sessions) == 1
+
+
 def test_a_named_profile_comes_before_the_container(alone: Path, monkeypatch: pytest.MonkeyPatch):
     alone.write_text("[p]\naws_access_key_id = AKP\naws_secret_access_key = x\n")
     monkeypatch.setenv("AWS_PROFILE", "p")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cached.adapters.local_files import LocalFiles
+from cached.cancellation import Token
 from cached.core.errors import (
     AccessDenied,
     BadReply,
@@ -135,25 +136,34 @@ class WritingSink(MemorySink):
 class CancellingSink(MemorySink):
     """Cancels its own fetch as soon as the first bytes have come."""
 
-    def __init__(self, store: LocalFiles, part: Part) -> None:
+    def __init__(self, part: Part) -> None:
         super().__init__(part.start, part.stop)
-        self._store = store
-        self._part = part
+        self.token = Token()
 
     def accept(self, offset: int, view: memoryview) -> None:
         super().accept(offset, view)
-        self._store.cancel(self._part)
+        self.token.cancel()
 
 
 def test_a_fetch_that_runs_is_cancelled(place: Directory):
     place.put("llm/a", bytes(3 << 20))
     manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
     part = part_of(manifest, manifest.objects[0])
-    sink = CancellingSink(place.store, part)
+    sink = CancellingSink(part)
     with pytest.raises(StoreUnavailable, match="was cancelled"):
-        place.store.fetch(part, sink)
+        place.store.fetch(part, sink, sink.token)
     assert 0 < sink.watermark < part.stop
     assert fetched(place.store, part) == bytes(3 << 20)
+
+
+def test_a_file_that_cannot_be_put_leaves_nothing(place: Directory, tmp_path: Path):
+    place.put("llm/a/x", b"abc")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreUnavailable, match=r"cannot write .*/llm/a: "):
+        place.store.put(place.uri("llm/a"), b"{}")  # a directory
+    with pytest.raises(ObjectMissing, match=r"cannot write .*/none/a: No such"):
+        place.store.put(place.uri("none/a"), b"{}")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_path_is_taken_as_it_is_written_and_not_percent_decoded(place: Directory):

@@ -55,9 +55,9 @@ class Machine:
             f"inactive_file 1\ntotal_inactive_file {inactive}\n",
         )
 
-    def sizes(self) -> tuple[float, float]:
-        """Return what is available and what there is at most, in GiB."""
-        return self.memory.available_bytes() / GIB, self.memory.total_limit_bytes() / GIB
+    def available(self) -> float:
+        """Return what is available, in GiB."""
+        return self.memory.available_bytes() / GIB
 
 
 @pytest.fixture
@@ -66,22 +66,22 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_without_limits_the_kernel_has_the_last_word(machine):
-    assert machine.sizes() == (16, 32)
+    assert machine.available() == 16
 
 
 def test_a_small_file_system_is_the_limit(machine):
     machine.file_system(8 * GIB, 3 * GIB)
-    assert machine.sizes() == (3, 8)
+    assert machine.available() == 3
 
 
 def test_a_tmpfs_without_a_size_does_not_limit(machine):
     machine.file_system(0, 0)
-    assert machine.sizes() == (16, 32)
+    assert machine.available() == 16
 
 
 def test_a_container_of_cgroup_v2_sees_its_group_at_the_top(machine):
     machine.v2(".", 4 * GIB, 3 * GIB, inactive=2 * GIB)
-    assert machine.sizes() == (3, 4)
+    assert machine.available() == 3
 
 
 def test_the_tightest_group_on_the_way_up_is_the_limit(machine):
@@ -89,47 +89,60 @@ def test_the_tightest_group_on_the_way_up_is_the_limit(machine):
     machine.v2("kubepods/pod1/daemon", "max", 1 * GIB)
     machine.v2("kubepods/pod1", 6 * GIB, 5 * GIB)
     machine.v2("kubepods", 12 * GIB, 12 * GIB - GIB // 2)
-    assert machine.sizes() == (0.5, 6)
+    assert machine.available() == 0.5
 
 
 def test_a_group_that_is_over_its_limit_leaves_nothing(machine):
     machine.v2(".", 4 * GIB, 5 * GIB)
-    assert machine.sizes() == (0, 4)
+    assert machine.available() == 0
 
 
 def test_page_cache_that_exceeds_the_usage_leaves_no_more_than_the_limit(machine):
     machine.v2(".", 4 * GIB, 1 * GIB, inactive=2 * GIB)
-    assert machine.sizes() == (4, 4)
+    assert machine.available() == 4
 
 
 def test_cgroup_v1_is_read_by_its_own_names(machine):
     machine.write("proc/self/cgroup", "5:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")
     machine.v1("docker/abc", 4 * GIB, 3 * GIB, inactive=1 * GIB)
     machine.v1(".", V1_UNLIMITED, 9 * GIB)
-    assert machine.sizes() == (2, 4)
+    assert machine.available() == 2
 
 
 def test_a_path_of_the_host_that_is_not_mounted_leads_to_the_top(machine):
     machine.write("proc/self/cgroup", "4:memory:/docker/not-visible-here\n")
     machine.v1(".", 2 * GIB, 1 * GIB)
-    assert machine.sizes() == (1, 2)
+    assert machine.available() == 1
 
 
 def test_cgroup_v2_beside_v1_is_read_where_it_is_mounted(machine):
     machine.v2("unified", 2 * GIB, 1 * GIB)
-    assert machine.sizes() == (1, 2)
+    assert machine.available() == 1
 
 
 def test_a_path_out_of_the_tree_stays_in_it(machine):
     machine.write("proc/self/cgroup", "0::/../../other\n")
     machine.v2(".", 2 * GIB, 1 * GIB)
-    assert machine.sizes() == (1, 2)
+    assert machine.available() == 1
 
 
 def test_what_cannot_be_read_does_not_limit(machine):
     for name in ("proc/meminfo", "proc/self/cgroup"):
         (machine.path / name).unlink()
-    assert machine.sizes() == (32, 64)
+    assert machine.available() == 32
+
+
+@pytest.mark.parametrize(("kind", "available"), [("tmpfs", 3), ("memfd", 4), ("file", 5)])
+def test_what_limits_depends_on_what_the_segments_are(machine, kind, available):
+    machine.memory = SystemMemory(
+        str(machine.path / "root"),
+        kind,
+        proc=str(machine.path / "proc"),
+        cgroup=str(machine.path / "cgroup"),
+    )
+    machine.file_system(9 * GIB, (3 if kind == "tmpfs" else 5) * GIB)
+    machine.v2(".", 6 * GIB, 2 * GIB)
+    assert machine.available() == available
 
 
 def test_private_memory_is_what_smaps_says(machine):
@@ -152,5 +165,5 @@ def test_without_procfs_private_memory_is_not_known(machine):
 
 def test_this_machine_has_some_memory(tmp_path):
     memory = SystemMemory(str(tmp_path / "not" / "made" / "yet"))
-    assert 0 < memory.available_bytes() <= memory.total_limit_bytes() < 1 << 60
+    assert 0 < memory.available_bytes() < 1 << 50
     assert 1 << 20 < memory.private_bytes() < 1 << 40

@@ -6,7 +6,17 @@ import argparse
 
 import pytest
 
-from cached.cli.arguments import Argument, Parser, add_socket, add_timeout, described, duration
+from cached.cli.arguments import (
+    Argument,
+    Parser,
+    add_option,
+    add_socket,
+    add_timeout,
+    described,
+    duration,
+)
+from cached.core.kinds import SECONDS, SWITCH
+from cached.core.options import Option
 
 
 @pytest.fixture
@@ -57,3 +67,15 @@ def test_a_parser_can_be_described(parser):
         ("--socket",),
         ("--timeout",),
     ]
+
+
+def test_an_option_of_the_daemon_becomes_a_flag():
+    parser = Parser("c", "C.")
+    add_option(parser, Option("rest_s", SECONDS, "5s", "50% of it.", "g"))
+    add_option(parser, Option("loud", SWITCH, "false", "Or not.", "g"))
+    assert described(parser)[0] == Argument(
+        ("--rest",), "DURATION", (), "50% of it. (CACHED_REST; default: 5s)"
+    )
+    given = vars(parser.parse(["--rest=3s", "--no-loud"]))
+    assert given == {"rest": "3s", "loud": False}
+    assert vars(parser.parse([])) == {"rest": None, "loud": None}

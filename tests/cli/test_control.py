@@ -1,108 +1,18 @@
-"""The control commands against a real daemon; a scripted one for what that never says."""
+"""The commands that load and show, against a real daemon; a script for what that never says."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import pytest
-
-import cached
-from cached.cli import control
-from cached.cli.control import model_names
-from cached.cli.main import main
-from cached.client.deadline import Deadline
-from tests.fakes.local_daemon import (
-    GatedStore,
-    LocalDaemon,
-    ScriptedDaemon,
-    open_descriptors,
-    padded,
-)
+from tests.fakes.commands import HELD, output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
-WEIGHTS = padded("w", bytes(range(256)) * 32)
-HELD = "model.safetensors"
-
-
-@pytest.fixture
-def hold() -> None:
-    """Let nothing past the first GET come, until ``store.release``."""
-
-
-@pytest.fixture
-def store(request: pytest.FixtureRequest) -> GatedStore:
-    return GatedStore({HELD: WEIGHTS}, {HELD} if "hold" in request.fixturenames else ())
-
-
-@pytest.fixture
-def daemon(
-    tmp_path: Path, store: GatedStore, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LocalDaemon]:
-    started = LocalDaemon(tmp_path, store, names=("m", "clip"))
-    monkeypatch.setenv("CACHED_SOCKET", started.address)
-    yield started
-    store.release(HELD)
-    started.stop()
-
-
-@pytest.fixture
-def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """Do these one after the other instead of sleeping; then Ctrl-C."""
-    doings: list[Callable[[], object]] = []
-
-    def sleep(deadline: Deadline, seconds: float) -> None:
-        if not doings:
-            raise KeyboardInterrupt
-        doings.pop(0)()
-
-    monkeypatch.setattr(Deadline, "sleep", sleep)
-    return doings
-
-
-@pytest.fixture
-def scripted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Callable[[ScriptedDaemon], None]], None]]:
-    """Return a function that plays a script to the next command."""
-    address = str(tmp_path / "scripted.sock")
-    monkeypatch.setenv("CACHED_SOCKET", address)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen()
-    threads = []
-
-    def play(script: Callable[[ScriptedDaemon], None]) -> None:
-        def serve() -> None:
-            connected, _ = listener.accept()
-            daemon = ScriptedDaemon(connected)
-            try:
-                script(daemon)
-            finally:
-                daemon.close()
-
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-
-    yield play
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
-    listener.close()
-
-
-def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
-    """Run a command, and return what it printed and what it said on stderr."""
-    found = main(list(arguments))
-    out, err = capsys.readouterr()
-    assert found == code, err
-    return out, err
+    from tests.fakes.local_daemon import ScriptedDaemon
 
 
 def test_prefetch_waits_until_the_model_is_resident(daemon, capsys):
@@ -217,153 +127,103 @@ def test_watching_a_daemon_that_ends_is_told(daemon, sleeps, capsys):
     assert "closed the connection" in err
 
 
-def test_wait_loads_what_is_absent(daemon, capsys):
-    assert output(capsys, "wait", "m", "--timeout", "10s") == ("", "")
-    assert daemon.status()["state"] == "resident"
+# --- refresh
+
+ENTRY: dict[str, Any] = {
+    "name": "m",
+    "state": "resident",
+    "committed_bytes": 100,
+    "size_bytes": 100,
+    "load_s": 0.5,
+    "error": None,
+    "version": "v1",
+    "refreshing": False,
+    "versions": [{"version": "v1", "state": "current", "size_bytes": 100}],
+}
+COMING: dict[str, Any] = {
+    "refreshing": True,
+    "versions": [
+        {"version": "v1", "state": "current", "size_bytes": 100},
+        {"version": "v2", "state": "loading", "size_bytes": 400, "committed_bytes": 100},
+    ],
+}
 
 
-@pytest.mark.parametrize("command", ["wait m", "path m", "prefetch m"])
-def test_a_daemon_that_does_not_listen_yet_is_waited_for_within_the_timeout(
-    command, daemon, sleeps, capsys
-):
-    later = f"{daemon.address}.later"
-    sleeps += [lambda: None, lambda: os.symlink(daemon.address, later)]
-    sleeps += [lambda: threading.Event().wait(0.01)] * 500  # prefetch polls
-    output(capsys, *command.split(), "--socket", later, "--timeout", "10s")
-    assert daemon.status()["state"] == "resident"
+def answers(
+    *entries: dict[str, Any], refreshed: str = "v1", asked: list[dict[str, Any]] | None = None
+) -> Callable[[ScriptedDaemon], None]:
+    """Return a script: the states of ``m`` one after the other; the second follows the request."""
 
-
-def test_wait_for_a_daemon_that_does_not_come_ends_with_the_timeout(sleeps, capsys):
-    arguments = ("wait", "m", "--socket", "/nowhere/s", "--timeout", "1ms")
-    sleeps += [lambda: threading.Event().wait(0.002)]
-    _, err = output(capsys, *arguments, code=3)
-    assert "nothing is there" in err
-
-
-def test_wait_until_the_header_does_not_wait_for_the_rest(daemon, hold, capsys):
-    assert output(capsys, "wait", "m", "--until", "header") == ("", "")
-    assert daemon.status()["state"] == "loading"
-
-
-def test_wait_gives_up_in_time(daemon, hold, capsys):
-    _, err = output(capsys, "wait", "m", "--timeout", "50ms", code=4)
-    assert err == (
-        "cached: m: not there after 50 ms; the load goes on, see cached status; or give more time\n"
-    )
-
-
-def test_path_prints_the_directory(daemon, capsys):
-    out, _ = output(capsys, "path", "m")
-    with open(f"{out.strip()}/{HELD}", "rb") as file:
-        assert file.read() == WEIGHTS
-
-
-def test_path_of_a_model_without_one_says_so(scripted, capsys):
-    def script(daemon):
+    def script(daemon: ScriptedDaemon) -> None:
         daemon.greet()
-        request = daemon.expect("open")
-        daemon.send({"id": request["id"], "path": None, "complete": True})
+        for number, entry in enumerate(entries):
+            request = daemon.expect("status")
+            daemon.send({"id": request["id"], "models": [{**ENTRY, **entry}]})
+            if number == 0:
+                request = daemon.expect("refresh")
+                if asked is not None:
+                    asked.append(request)
+                daemon.send({"id": request["id"], "state": "resident", "version": refreshed})
 
-    scripted(script)
-    _, err = output(capsys, "path", "m", code=1)
-    assert "m has no directory" in err
-
-
-def test_no_command_keeps_a_lease_or_a_descriptor(daemon, capsys):
-    def of_the_model() -> list[str]:
-        return [path for path in open_descriptors().values() if HELD in path]
-
-    output(capsys, "prefetch", "m")
-    before = of_the_model()  # those of the daemon, which runs in this process
-    for _ in range(3):
-        output(capsys, "path", "m")
-        output(capsys, "wait", "m")
-    daemon.wait_for_leases(0)
-    assert of_the_model() == before
-    assert output(capsys, "evict", "m")[0] == "m: evicted, freeing 1.0 MiB\n"
+    return script
 
 
-def test_evicting_what_is_absent_tells_that_nothing_was_there(daemon, capsys):
-    assert output(capsys, "evict", "m")[0] == "m: nothing of it was in memory\n"
+def test_refresh_shows_the_new_version_coming_until_it_is_current(scripted, sleeps, capsys):
+    asked: list[dict[str, Any]] = []
+    sleeps += [lambda: None] * 2
+    scripted(answers({}, {"refreshing": True}, COMING, {"version": "v2"}, asked=asked))
+    out, err = output(capsys, "refresh", "m")
+    assert out == "m: v2 is current, was v1\n"
+    assert err.splitlines()[0] == "m: resolving"
+    assert err.splitlines()[-1].startswith("m: resident, 100 B")
+    assert "version" not in asked[0]
 
 
-def test_evict_is_refused_while_a_worker_holds_the_model(daemon, capsys):
-    with cached.open("m", timeout_s=10, until="ready"):
-        _, err = output(capsys, "evict", "m", code=1)
-        assert "m is leased by 1 worker;" in err
-    daemon.wait_for_leases(0)
-    assert output(capsys, "evict", "m")[0] == "m: evicted, freeing 1.0 MiB\n"
+def test_refresh_tells_how_far_the_new_version_is(scripted, sleeps, capsys):
+    sleeps += [lambda: None]
+    scripted(answers({}, COMING, {"version": "v2"}))
+    _, err = output(capsys, "refresh", "m")
+    assert err.splitlines()[0] == "m: loading, 100 B of 400 B (25%)"
 
 
-def test_evict_goes_on_after_one_that_cannot(daemon, capsys):
-    output(capsys, "prefetch", "m")
-    out, err = output(capsys, "evict", "nobody", "m", code=1)
-    assert out == "m: evicted, freeing 1.0 MiB\n"
-    assert "nobody" in err
+def test_refresh_of_what_is_current_says_so(scripted, capsys):
+    scripted(answers({}, {}))
+    assert output(capsys, "refresh", "m")[0] == "m: v1 is current, as before\n"
 
 
-@pytest.mark.parametrize("given", ["@", "", "/" + "x" * 107])
-def test_what_no_socket_can_have_is_refused_as_in_the_client(given, capsys):
-    _, err = output(capsys, "status", "--socket", given, code=2)
-    assert err.startswith("cached: socket must be a path of at most 107 bytes, or @NAME (abstract)")
-    assert "(from --socket); name a shorter path" in err
+def test_refresh_goes_back_to_a_version(scripted, capsys):
+    asked: list[dict[str, Any]] = []
+    scripted(answers({"version": "v2"}, {}, asked=asked))
+    out, _ = output(capsys, "refresh", "m", "--version", "v1")
+    assert out == "m: v1 is current, was v2\n"
+    assert asked[0]["version"] == "v1"
 
 
-def test_a_relative_socket_begins_where_the_command_is(daemon, monkeypatch, capsys):
-    monkeypatch.chdir(os.path.dirname(daemon.address))
-    output(capsys, "status", "--socket", os.path.basename(daemon.address))
+def test_refresh_that_fails_tells_why_though_the_old_version_is_served(scripted, capsys):
+    scripted(answers({}, {"error": "cannot load m: 403"}))
+    out, err = output(capsys, "refresh", "m", code=1)
+    assert out == ""
+    assert err.splitlines()[-1] == "cached: cannot load m: 403"
 
 
-@pytest.mark.parametrize("more", [(), ("--socket", "/nowhere/s")])
-def test_a_variable_that_nobody_reads_is_an_error_of_a_command(daemon, monkeypatch, capsys, more):
-    monkeypatch.setenv("CACHED_SOKET", "/x")
-    _, err = output(capsys, "status", *more, code=2)
-    assert "unknown variable CACHED_SOKET" in err
-    assert "did you mean CACHED_SOCKET?" in err
+def test_refresh_of_what_is_evicted_meanwhile_fails(scripted, capsys):
+    scripted(answers({}, {"state": "absent", "version": None}))
+    _, err = output(capsys, "refresh", "m", code=1)
+    assert "cached: m: it was evicted meanwhile; refresh it again" in err
 
 
-def test_the_flag_names_the_socket_before_the_environment(daemon, monkeypatch, capsys):
-    monkeypatch.setenv("CACHED_SOCKET", "/nowhere/s")
-    out, _ = output(capsys, "status", "--socket", daemon.address, "--json")
-    assert json.loads(out)["socket"] == daemon.address
-    _, err = output(capsys, "status", code=3)
-    assert "/nowhere/s" in err
+def test_refresh_without_waiting_only_asks(scripted, capsys):
+    scripted(answers({}, COMING))
+    assert output(capsys, "refresh", "m", "--no-wait") == ("", "")
 
 
-@pytest.mark.parametrize("command", ["status", "prefetch m", "wait m", "path m", "evict m"])
-def test_without_a_daemon_a_command_says_how_to_start_one(command, capsys):
-    _, err = output(capsys, *command.split(), "--socket", "/nowhere/s", code=3)
-    assert err.startswith("cached: cannot connect to the daemon at /nowhere/s: nothing is there")
-    assert "cached serve" in err
+def test_refresh_prints_the_status_at_the_end_as_json(scripted, capsys):
+    scripted(answers({}, {"version": "v2"}))
+    out, _ = output(capsys, "refresh", "m", "--json")
+    assert json.loads(out)["version"] == "v2"
 
 
-def test_a_daemon_of_another_generation_is_named(scripted, capsys):
-    def script(daemon):
-        request = daemon.expect("hello")
-        error = {"code": "protocol_mismatch", "message": "yours 1, mine 2", "hint": "upgrade"}
-        daemon.send({"id": request["id"], "error": error})
-
-    scripted(script)
-    _, err = output(capsys, "status", code=1)
-    assert err == "cached: yours 1, mine 2; upgrade\n"
-
-
-def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(scripted, monkeypatch, capsys):
-    monkeypatch.setattr(control, "ANSWER_S", 0.05)
-    done = threading.Event()
-
-    def script(daemon):
-        daemon.greet()
-        done.wait(10)
-
-    scripted(script)
-    try:
-        _, err = output(capsys, "status", code=3)
-    finally:
-        done.set()
-    assert "the daemon has not answered for 50 ms" in err
-
-
-def test_names_are_those_of_the_daemon(daemon, capsys):
-    assert model_names() == ["m", "clip"]
-    assert output(capsys, "completion", "names") == ("m\nclip\n", "")
+def test_refresh_gives_up_in_time(scripted, capsys):
+    scripted(answers({}, COMING))
+    _, err = output(capsys, "refresh", "m", "--timeout", "0s", code=4)
+    assert "cached: m: not there after 0 s" in err

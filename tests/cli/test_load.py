@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cached.cli import serve
-from cached.cli.load import from_flags, load
+from cached.cli.load import from_flags, load, segment_root
 from cached.client import settings
 from cached.core.config import Given
 from cached.core.errors import InvalidConfig
+from cached.core.kinds import SWITCH
 from cached.core.objects import ModelRef
-from cached.core.options import OPTIONS, SWITCH
+from cached.core.options import OPTIONS
 from tests.reference.settings import SAMPLES
 
 if TYPE_CHECKING:
@@ -134,6 +135,12 @@ def test_models_come_from_all_levels(tmp_path: Path):
     )
 
 
+def test_a_command_may_bring_its_own_models():
+    ours = (ModelRef("m", "s3://m/"),)
+    config = load({"region": "r"}, {"CACHED_MODELS": "a=s3://a/"}, ours)
+    assert (config.models, config.region) == (ours, "r")
+
+
 def test_a_uri_may_hold_an_equals_sign():
     level = from_flags({"model": ["m=s3://b/x=y/"]})
     assert level.models == {"m": {"uri": Given("s3://b/x=y/", "--model")}}
@@ -189,18 +196,24 @@ def test_certificates_that_cannot_be_read_are_refused_at_start():
         loaded("--ca-bundle=/no/where")
 
 
+def test_a_key_file_that_cannot_be_read_is_refused_at_start():
+    words = "sse_customer_key_file must be a readable file, was '/no/where'"
+    with pytest.raises(InvalidConfig, match=words) as caught:
+        loaded("--sse-customer-key-file=/no/where")
+    assert "--sse-customer-key-file, CACHED_SSE_CUSTOMER_KEY_FILE or" in caught.value.hint
+
+
 def test_the_machine_gives_socket_and_segment_root():
     config = loaded(environ={"AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9001"})
     assert config.socket == f"@cached-{os.getuid()}"
     assert config.segment_root == f"/dev/shm/cached-{os.getuid()}"
 
 
-def test_without_a_tmpfs_the_segment_root_must_be_named(
+def test_without_a_tmpfs_the_segment_root_is_private_and_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("cached.cli.load.SHARED_MEMORY", str(tmp_path / "none"))
-    with pytest.raises(InvalidConfig, match=r"segment_root is not given.*--segment-root"):
-        loaded()
+    assert loaded().segment_root == f"/tmp/cached-{os.getuid()}/models"
     assert loaded("--segment-root=/mnt/m").segment_root == "/mnt/m"
 
 
@@ -211,3 +224,27 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
     monkeypatch.setenv("CACHED_REGION", "here")
     config = load({})
     assert (config.models[0].name, config.region) == ("llm", "here")
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "root"),
+    [
+        ("/a", {"CACHED_SEGMENT_ROOT": "/b"}, "/a"),
+        (None, {"CACHED_SEGMENT_ROOT": "/b"}, "/b"),
+        (None, {}, f"/dev/shm/cached-{os.getuid()}"),
+    ],
+)
+def test_the_segment_root_is_found_without_a_model(given, environ, root):
+    assert segment_root(given, environ) == root
+
+
+def test_the_segment_root_of_a_file_is_found(tmp_path):
+    (tmp_path / "c.toml").write_text('segment_root = "/c"')
+    assert segment_root(None, {"CACHED_CONFIG": str(tmp_path / "c.toml")}) == "/c"
+
+
+def test_an_audit_that_would_not_be_written_is_refused():
+    flags = {"model": [LLM], "audit": True}
+    assert load(flags, {}).audit
+    with pytest.raises(InvalidConfig, match="audit needs log_level info or debug, was warning"):
+        load({**flags, "log_level": "warning"}, {})

@@ -86,3 +86,35 @@ def test_an_error_names_its_model_once(why: str):
 def test_an_error_text_from_afar_stays_on_one_line():
     table = status_table(reply(model("a", "failed", error="x\n\x1b[2Jy")), Terminal())
     assert table.endswith("\na: x  [2Jy\n")
+
+
+def test_versions_beside_the_current_one_have_rows_of_their_own():
+    def version(name: str, state: str, **members: object) -> dict[str, object]:
+        return {"version": name, "state": state, "size_bytes": 40 * MIB, "leases": 0} | members
+
+    both = model(
+        "llm",
+        "resident",
+        size_bytes=200 * MIB,
+        committed_bytes=200 * MIB,
+        version="9f2c",
+        path="/r/9f2c",
+        confirmed=False,
+        versions=[
+            version("9f2c", "current", path="/r/9f2c"),
+            version("77aa", "kept", leases=2, path="/r/77aa"),
+            version("55bb", "loading", path=None, size_bytes=None),
+        ],
+    )
+    table = status_table(reply(both), Terminal())
+    assert table.splitlines()[3:] == [
+        "NAME  STATE        SIZE  DONE  LEASES  VERSION             PATH",
+        "llm   resident  200 MiB  100%       0  9f2c (unconfirmed)  /r/9f2c",
+        "      kept       40 MiB     -       2  77aa                /r/77aa",
+        "      loading         -     -       0  55bb                -",
+    ]
+
+
+def test_one_version_that_is_confirmed_has_one_row():
+    one = {**LLM, "confirmed": True, "versions": [{"version": "9f2c", "state": "current"}]}
+    assert status_table(reply(one), Terminal()) == status_table(reply(LLM), Terminal())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import cached
+from cached.adapters.s3.customer_key import headers_of
 from cached.core.errors import (
     AccessDenied,
     DaemonUnavailable,
@@ -27,6 +28,7 @@ from cached.core.errors import (
 )
 from cached.core.header import write
 from tests.fakes.local_daemon import WAIT_S, GatedStore, open_descriptors, weights
+from tests.fakes.s3_objects import SENT_KEY_MD5
 from tests.fakes.store_faults import Reset, ShortBody, Stall, Status
 from tests.fakes.store_server import StoreServer
 
@@ -150,6 +152,22 @@ def test_a_model_in_s3_is_there_whole(s3: Callable[..., StoreServer]):
         assert not model["big"].flags.writeable
         assert Path(model.path, "deep/b.safetensors").read_bytes().endswith(b"abcd")
     assert server.gets == 4  # two parts, one, one, and none for what is empty
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_objects_are_read_with_the_customers_key(
+    s3: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    monkeypatch.setenv("CACHED_SSE_CUSTOMER_KEY_FILE", str(key))
+    server = s3()
+    md5 = headers_of(str(key))[SENT_KEY_MD5]
+    server.objects = {
+        name: found._replace(customer_key_md5=md5) for name, found in server.objects.items()
+    }
+    with opened() as model:
+        assert bytes(model["big"]) == BIG
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])

@@ -26,6 +26,7 @@ from cached.core.errors import (
     Stale,
     TensorUnknown,
     TimedOut,
+    VersionUnknown,
 )
 from tests.fakes.local_daemon import (
     WAIT_S,
@@ -264,12 +265,43 @@ def test_a_child_of_fork_hears_that_the_version_is_another(scripts: Scripts, cal
         try:
             model.wait()
         except Stale as error:
-            status = 0 if "m is 2 now, was 1 at the fork" in error.message else 2
+            status = 0 if error.message == "m is 2 now, was 1" else 2
         finally:
             os._exit(status)
     scripts.granted({}, version="2")
     assert os.waitpid(child, 0)[1] == 0
     model.close()
+
+
+def test_a_version_that_is_asked_for_is_named_to_the_daemon(scripts: Scripts, call: Calls):
+    opening = call(cached.open, "m", version="1")
+    daemon = scripts.accept()
+    request = daemon.expect("open")
+    assert request["version"] == "1"
+    error = VersionUnknown("m has no version 1: there are 2, 3", hint="open one of these")
+    daemon.send({"id": request["id"], **wire.error_body(error)})
+    with pytest.raises(VersionUnknown, match="there are 2, 3; open one of these"):
+        opening.result(WAIT_S)
+
+
+def test_a_daemon_that_gives_another_version_than_was_asked_for_is_refused(
+    scripts: Scripts, call: Calls
+):
+    opening = call(cached.open, "m", version="1")
+    scripts.granted({"x": b"1234"}, version="2")
+    with pytest.raises(VersionUnknown, match="m is 2 here, not 1"):
+        opening.result(WAIT_S)
+    assert scripts.accepted[0].is_hung_up()
+
+
+def test_without_a_version_the_daemon_is_asked_for_none(scripts: Scripts, call: Calls):
+    opening = call(cached.open, "m")
+    daemon = scripts.accept()
+    request = daemon.expect("open")
+    assert "version" not in request
+    daemon.send({"id": request["id"], **wire.error_body(ModelUnknown("no m"))})
+    with pytest.raises(ModelUnknown):
+        opening.result(WAIT_S)
 
 
 def test_a_socket_in_a_directory_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -296,6 +328,21 @@ def test_opening_imports_neither_numpy_nor_anything_heavy(serve: Serve):
         [sys.executable, "-c", code, daemon.address], check=False, capture_output=True
     )
     assert ended.returncode == 0, ended.stderr.decode()
+
+
+def test_a_model_that_is_never_closed_ends_with_its_process_without_a_warning(serve: Serve):
+    daemon = serve(GatedStore(FILES))
+    code = (
+        "import sys, cached\n"
+        "model = cached.open('m', until='ready', socket=sys.argv[1])\n"
+        "view = model['x']\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, daemon.address],
+        check=False,
+        capture_output=True,
+    )
+    assert (ended.returncode, ended.stderr.decode()) == (0, "")
 
 
 def test_the_public_api_is_typed(serve: Serve):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.core import admission
 from cached.core.errors import OverBudget
 from cached.core.ledger import Ledger
-from cached.core.loads import Load, Shelf
 from cached.core.objects import FileRef, ModelRef, PeerId, VersionRef
-from cached.core.parts import Planner
+from cached.core.shelf import Shelf
 from cached.core.units import parse_bytes
-from tests.fakes.world import manifest, stored
+from tests.fakes.world import load_of, manifest, stored
+
+if TYPE_CHECKING:
+    from cached.core.loads import Load
 
 SIZES = st.integers(0, 1000)
 GIB = 1 << 30
@@ -23,7 +27,7 @@ OLD = VersionRef("m", "old")
 
 def retired(shelf: Shelf, size_bytes: int) -> Load:
     """A load that was taken out of use and still has its memory."""
-    load = Load(OLD, LISTING, Planner(LISTING), 0.0)
+    load = load_of(LISTING, "old")
     shelf.ledger.reserve(OLD, size_bytes)
     shelf.retired[OLD] = load
     return load

@@ -160,6 +160,13 @@ def test_no_model_at_all_is_refused_with_the_ways_to_name_one():
         resolve([], MACHINE)
 
 
+def test_a_command_without_named_models_gives_its_own():
+    broken = Level({"fetch_threads": Given("3", "/etc/c.toml")}, {"llm": {}})
+    ours = (ModelRef("m", "s3://m/"),)
+    config = resolve([broken], MACHINE, ours)
+    assert (config.models, config.fetch_threads) == (ours, 3)
+
+
 def test_a_model_without_uri_is_refused():
     with pytest.raises(InvalidConfig, match=r"models\.llm\.uri is missing \(from /etc/c\.toml\)"):
         resolve([Level({}, {"llm": {"pinned": Given(value=True, source="/etc/c.toml")}})], MACHINE)

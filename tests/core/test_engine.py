@@ -11,12 +11,18 @@ from cached.core import effects
 from cached.core.engine import LAST_REQUESTS_S
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from cached.core.events import DrainRequested
-from tests.fakes.world import BLOCK, OWNER, World, manifest, stored
+from cached.core.objects import Manifest, ObjectFacts, Part
+from tests.fakes.world import BLOCK, OWNER, RIGHT, World, manifest, stored
 
 LISTINGS = {
     "small": manifest(stored("a.safetensors", 3), stored("config.json", 1)),
     "wide": manifest(*(stored(f"{n}.safetensors", 2 + n) for n in range(4)), stored("empty", 0)),
     "big": manifest(stored("model.safetensors", 70)),
+}
+NEWER = {
+    "small": manifest(stored("a.safetensors", 4, etag='"2"'), stored("config.json", 1)),
+    "wide": manifest(*(stored(f"{n}.safetensors", 2 + n) for n in range(4)), stored("more", 1)),
+    "big": manifest(stored("model.safetensors", 60, etag='"2"')),
 }
 ERRORS: list[StoreError] = [
     StoreUnavailable("503", retry_after_s=2.0),
@@ -24,6 +30,8 @@ ERRORS: list[StoreError] = [
     ObjectChanged("412"),
     ObjectMissing("404"),
 ]
+
+OPS = ["status", "check", "prefetch", "evict", "arrivals", "refresh", "purge"]
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -39,26 +47,70 @@ class EngineMachine(RuleBasedStateMachine):
     def begin(self, blocks: int, data: st.DataObject) -> None:
         """Not even "big" beside "small" fits into 72 blocks, not "wide" with them into 76."""
         prefetch = data.draw(st.sampled_from([["small"], ["small", "big"], list(LISTINGS)]))
+        verify = data.draw(st.sampled_from(["off", "checksum"]))
         self.world = World(
-            LISTINGS, budget_bytes=blocks * BLOCK, slots=3, prefetch=prefetch, pinned=["small"]
+            LISTINGS,
+            budget_bytes=blocks * BLOCK,
+            slots=3,
+            prefetch=prefetch,
+            pinned=["small"],
+            verify=verify,
+            can_check=frozenset({"sha256"}),
+            kept_versions=data.draw(st.integers(0, 1)),
         )
+        for listing in (*LISTINGS.values(), *NEWER.values()):
+            for file in listing.objects[::2]:
+                self.world.facts[file.path] = ObjectFacts(checksum=RIGHT)
 
     @rule()
     def connect(self) -> None:
         self.peers.append(self.world.connect())
 
     @precondition(lambda self: self.peers)
-    @rule(data=st.data(), until=st.sampled_from(["header", "ready"]))
-    def open(self, data: st.DataObject, until: str) -> None:
+    @rule(
+        data=st.data(),
+        until=st.sampled_from(["header", "ready"]),
+        which=st.sampled_from([None, LISTINGS, NEWER]),
+    )
+    def open(self, data: st.DataObject, until: str, which: dict[str, Manifest] | None) -> None:
         peer = data.draw(st.sampled_from(self.peers))
         name = data.draw(st.sampled_from([*LISTINGS, "nobody"]))
-        self.requests.append((peer, self.world.ask(peer, "open", model=name, until=until)))
+        fields = {"version": which[name].version} if which and name in which else {}
+        request = self.world.ask(peer, "open", model=name, until=until, **fields)
+        self.requests.append((peer, request))
+
+    @rule(name=st.sampled_from(list(LISTINGS)), which=st.sampled_from([LISTINGS, NEWER]))
+    def replace(self, name: str, which: dict[str, Manifest]) -> None:
+        self.world.listings[name] = which[name]
+
+    @precondition(lambda self: self.world.shown)
+    @rule(data=st.data())
+    def map_by_path(self, data: st.DataObject) -> None:
+        of = data.draw(st.sampled_from(sorted(self.world.shown)))
+        self.world.mapped ^= {of}
+
+    @precondition(lambda self: self.stalling)
+    @rule(data=st.data())
+    def stall(self, data: st.DataObject) -> None:
+        part = data.draw(st.sampled_from(self.stalling))
+        self.world.stall(part, 1.0)
+
+    @property
+    def stalling(self) -> list[Part]:
+        fetches = [job.part for job in self.world.jobs if isinstance(job, effects.FetchPart)]
+        return [part for part in fetches if not part.hedge]
+
+    @precondition(lambda self: self.world.verify != "off")
+    @rule(index=st.integers(0, 3), block=st.integers(0, 5))
+    def spoil(self, index: int, block: int) -> None:
+        """The next bytes that come there will be wrong ones."""
+        self.world.spoil.add((index, block))
 
     @precondition(lambda self: self.world.leases)
     @rule(data=st.data())
     def wait(self, data: st.DataObject) -> None:
         peer = data.draw(st.sampled_from(sorted(self.world.leases)))
-        objects = LISTINGS[self.world.leases[peer].name].objects
+        objects = self.world.manifest_of(self.world.leases[peer]).objects
         index = data.draw(st.integers(0, len(objects) - 1))
         blocks = objects[index].size_bytes // BLOCK
         start = data.draw(st.integers(0, blocks))
@@ -75,11 +127,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert all((index, block) in there for block in blocks)
 
     @precondition(lambda self: self.peers)
-    @rule(data=st.data(), op=st.sampled_from(["status", "check", "prefetch", "evict", "arrivals"]))
+    @rule(data=st.data(), op=st.sampled_from(OPS))
     def ask(self, data: st.DataObject, op: str) -> None:
         peer = data.draw(st.sampled_from(self.peers))
         name = data.draw(st.sampled_from(list(LISTINGS)))
-        fields = {"seen": 0} if op == "arrivals" else {"model": name}
+        fields: dict[str, object] = {"seen": 0} if op == "arrivals" else {"model": name}
+        if op == "refresh" and data.draw(st.booleans()):
+            fields["version"] = data.draw(st.sampled_from([LISTINGS, NEWER]))[name].version
         self.requests.append((peer, self.world.ask(peer, op, **fields)))
 
     @precondition(lambda self: self.requests)
@@ -125,8 +179,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_not_exceeded(self) -> None:
-        fetches = [job for job in self.world.jobs if isinstance(job, effects.FetchPart)]
-        assert len(fetches) <= 3
+        kinds = effects.FetchPart | effects.Describe
+        assert len([job for job in self.world.jobs if isinstance(job, kinds)]) <= 3
 
     @invariant()
     def no_byte_is_fetched_twice(self) -> None:
@@ -139,6 +193,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened: once the outside behaves, every request gets its one answer."""
+        self.world.mapped.clear()
+        self.world.spoil.clear()
         for _ in range(200):
             self.world.run()
             if all(self.world.answer(request) for _, request in self.requests):
@@ -150,7 +206,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 def _can_fail(job: effects.Effect) -> bool:
-    return isinstance(job, effects.FetchPart | effects.Resolve | effects.Free)
+    return isinstance(job, effects.FetchPart | effects.Resolve | effects.Free | effects.Describe)
 
 
 EngineMachine.TestCase.settings = settings(
@@ -309,8 +365,12 @@ def test_the_owner_is_the_only_one_beside_root_to_evict():
     stranger = world.connect(uid=OWNER + 1)
     refused = world.answer(world.ask(stranger, "evict", model="small"))
     root = world.connect(uid=0)
-    granted = world.answer(world.ask(root, "evict", model="small"))
+    asked = world.ask(root, "evict", model="small")
+    is_answered = world.answer(asked) is not None
+    world.run()
+    granted = world.answer(asked)
 
+    assert not is_answered
     assert refused is not None
     assert refused.code == "not_permitted"
     assert granted is not None

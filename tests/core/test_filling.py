@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from cached.core import effects, events
-from cached.core.errors import BadReply, HeaderError, OutOfSpace, StoreUnavailable
+from cached.core.errors import (
+    BadReply,
+    HeaderError,
+    LoadFailed,
+    OutOfSpace,
+    StoreBusy,
+    StoreUnavailable,
+)
 from tests.fakes.world import BLOCK, World, header_of, manifest, stored
 
 WIDE = manifest(*(stored(f"{n}.safetensors", 40) for n in range(3)))
@@ -114,3 +121,118 @@ def test_an_empty_safetensors_file_has_its_header_looked_at():
     assert isinstance(header, effects.ReadHeader)
     assert header.there_bytes == 0
     assert header_of(stored("a.safetensors", 1)).tensors == {}
+
+
+def first_fetch(world: World) -> effects.FetchPart:
+    while not fetches(world):
+        world.end(world.jobs[0])
+    return fetches(world)[0]
+
+
+def test_a_stalled_get_is_sent_a_second_time_and_the_loser_is_cut():
+    world = World({"m": manifest(stored("a.bin", 8))}, slots=4)
+    world.opened("m")
+    job = first_fetch(world)
+    world.stall(job.part, 0.3)
+    first, second = [
+        job for job in world.jobs if isinstance(job, effects.FetchPart)
+        if job.part.part_id == 0
+    ]  # fmt: skip
+
+    world.end(second)
+    cuts = [effect for effect in world.log if isinstance(effect, effects.CancelParts)]
+    world.end(first, error=BadReply("cut"))
+    world.run()
+
+    assert first.part._replace(hedge=1) == second.part
+    assert [cut.part_id for cut in cuts] == [0]
+    assert world.status("m")["state"] == "resident"
+    assert set(world.fetched.values()) == {1}
+
+
+def test_a_stall_within_patience_is_waited_for():
+    world = World({"m": manifest(stored("a.bin", 8))}, slots=4)
+    world.opened("m")
+    job = first_fetch(world)
+    world.stall(job.part, 0.1)
+
+    assert len(fetches(world)) == 2
+
+
+def test_a_failure_of_one_attempt_leaves_the_other_alone():
+    world = World({"m": manifest(stored("a.bin", 8))}, slots=4)
+    world.opened("m")
+    job = first_fetch(world)
+    world.stall(job.part, 0.3)
+    world.end(job, error=BadReply("reset"), blocks=1)
+    retried = [effect for effect in world.log if isinstance(effect, effects.Retried)]
+    world.run()
+
+    assert not retried
+    assert set(world.fetched.values()) == {1}
+    assert world.status("m")["state"] == "resident"
+
+
+def test_both_attempts_failing_is_one_failure():
+    world = World({"m": manifest(stored("a.bin", 8))}, slots=4)
+    peer, _ = world.opened("m")
+    job = first_fetch(world)
+    world.stall(job.part, 0.3)
+    for each in [each for each in world.jobs if isinstance(each, effects.FetchPart)]:
+        if each.part.part_id == job.part.part_id:
+            world.end(each, error=LoadFailed("no"))
+    world.leave(peer)
+    world.run()
+
+    assert world.status("m")["state"] == "failed"
+    assert not world.there
+
+
+def test_a_get_that_only_drips_is_sent_again_once_nothing_else_is_to_do():
+    """It is never idle, so nothing says that it stalls."""
+    world = World({"m": manifest(stored("a.bin", 16))}, slots=4)
+    world.opened("m")
+    job = first_fetch(world)
+    while others := [each for each in world.jobs if each is not job]:
+        world.end(others[0])
+    world.sleep(0.49)
+    before = len(fetches(world))
+    world.sleep(0.02)
+    again = fetches(world)
+
+    assert before == 1
+    assert [each.part.hedge for each in again] == [0, 1]
+    world.end(again[1])
+    world.end(job, error=StoreUnavailable("cut"))
+    world.run()
+    assert world.status("m")["state"] == "resident"
+    assert set(world.fetched.values()) == {1}
+
+
+def test_waiting_workers_come_first_then_what_is_pinned_then_the_rest():
+    one = manifest(stored("a.bin", 8), uri="s3://bucket/one/")
+    world = World({"a": one, "b": one, "c": one}, slots=1, prefetch=["a", "b"], pinned=["b"])
+    while not fetches(world):
+        world.end(world.jobs[0])
+    world.opened("c")
+    while len([job for job in world.jobs if not isinstance(job, effects.FetchPart)]):
+        world.end(next(job for job in world.jobs if not isinstance(job, effects.FetchPart)))
+    order = []
+    while fetches(world):
+        order.append(fetches(world)[0].part.file.of.name)
+        world.run_one()
+    assert list(dict.fromkeys(order[1:])) == ["c", "b", "a"]
+
+
+def test_the_window_is_halved_when_the_store_is_asked_too_much():
+    world = World({"m": manifest(stored("a.bin", 200))}, slots=8)
+    world.opened("m")
+    first_fetch(world)
+    full = len(fetches(world))
+    for job in fetches(world):
+        world.end(job, error=StoreBusy("503 SlowDown"))
+    after = len(fetches(world))
+    world.sleep(0.2)
+
+    assert (full, after) == (8, 4)
+    assert len(fetches(world)) <= 4

@@ -8,11 +8,10 @@ import pytest
 
 from cached.core.errors import InvalidTransition
 from cached.core.lifecycle import (
-    ABSENT,
     DAEMON,
     FAILED,
+    IDLE,
     MODEL,
-    RESIDENT,
     STARTING,
     STOPPED,
     advance,
@@ -41,21 +40,24 @@ def reachable(table: str, start: str) -> set[str]:
 @pytest.mark.parametrize(
     ("triggers", "state"),
     [
-        ("want resolved reserved filled published", RESIDENT),
-        ("want resolved reserved filled published evict", ABSENT),
+        ("want resolved reserved filled published", IDLE),
+        ("want same", IDLE),
+        ("adopt filled published want resolved return published", IDLE),
+        ("return published", IDLE),
+        ("want fail return published", IDLE),
         ("want resolved reserved evict want", "resolving"),
-        ("want resolved reserved filled evict", ABSENT),
+        ("want resolved reserved filled evict", IDLE),
         ("want fail", FAILED),
-        ("want evict", ABSENT),
+        ("want evict", IDLE),
         ("want resolved evict want", "resolving"),
-        ("want fail evict", ABSENT),
+        ("want fail evict", IDLE),
         ("want resolved fail want", "resolving"),
         ("want resolved reserved fail", FAILED),
         ("want resolved reserved filled fail", FAILED),
     ],
 )
 def test_a_model_goes(triggers: str, state: str):
-    assert walk("model", ABSENT, *triggers.split()) == state
+    assert walk("model", IDLE, *triggers.split()) == state
 
 
 @pytest.mark.parametrize("triggers", ["start drain stop", "drain stop"])
@@ -63,15 +65,14 @@ def test_a_daemon_ends_stopped(triggers: str):
     assert walk("daemon", STARTING, *triggers.split()) == STOPPED
 
 
-@pytest.mark.parametrize(("table", "start"), [("model", ABSENT), ("daemon", STARTING)])
+@pytest.mark.parametrize(("table", "start"), [("model", IDLE), ("daemon", STARTING)])
 def test_every_state_has_a_row_and_can_be_reached(table: str, start: str):
     assert reachable(table, start) == TABLES[table].keys()
 
 
 def test_a_model_comes_to_rest_from_every_state():
     for state in MODEL:
-        assert ABSENT in reachable("model", state)
-        assert RESIDENT in reachable("model", state)
+        assert IDLE in reachable("model", state)
 
 
 @pytest.mark.parametrize("table", TABLES)

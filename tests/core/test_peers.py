@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cached.core import effects, wire
 from cached.core.errors import BadRequest, LoadFailed
-from cached.core.loads import Load
-from cached.core.objects import PeerId, Range, VersionRef
-from cached.core.parts import Planner
+from cached.core.objects import PeerId, Range
 from cached.core.peers import Peer, Waiter, refusal
-from tests.fakes.world import BLOCK, OWNER, World, manifest, stored
+from tests.fakes.world import BLOCK, OWNER, World, load_of, manifest, stored
+
+if TYPE_CHECKING:
+    from cached.core.loads import Load
 
 ONE = manifest(stored("b.txt", 40))
 
 
 def leasing() -> tuple[Peer, Load]:
-    load = Load(VersionRef("m", "1"), ONE, Planner(ONE), 0.0)
+    load = load_of(ONE)
     peer = Peer(OWNER)
     peer.lease = load
     return peer, load
@@ -61,7 +64,7 @@ def test_an_error_that_is_kept_gains_no_traceback_however_often_it_is_told():
     peer, request = world.opened("m")
     while world.answer(request) is None:
         world.end(world.jobs[0])
-    (load,) = [model.load for model in world.engine._shelf.models.values()]
+    (load,) = [model.coming for model in world.engine._shelf.models.values()]
     assert load is not None
     while load.error is None:
         world.end(world.job(effects.FetchPart), error=error)

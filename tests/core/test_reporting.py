@@ -22,6 +22,10 @@ MODEL = {
     "pinned",
     "load_s",
     "error",
+    "confirmed",
+    "refreshing",
+    "verified",
+    "versions",
 }
 
 

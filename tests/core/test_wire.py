@@ -206,10 +206,10 @@ def test_every_minor_version_of_our_major_number_is_served():
 @pytest.mark.parametrize(
     ("theirs", "peer", "message"),
     [
-        ([2, 1], "client", "the client speaks protocol 2.1, the daemon 1.0; upgrade the daemon"),
-        ([0, 9], "client", "the client speaks protocol 0.9, the daemon 1.0; upgrade the client"),
-        ([2, 1], "daemon", "the daemon speaks protocol 2.1, the client 1.0; upgrade the client"),
-        ([0, 9], "daemon", "the daemon speaks protocol 0.9, the client 1.0; upgrade the daemon"),
+        ([2, 1], "client", "the client speaks protocol 2.1, the daemon 1.1; upgrade the daemon"),
+        ([0, 9], "client", "the client speaks protocol 0.9, the daemon 1.1; upgrade the client"),
+        ([2, 1], "daemon", "the daemon speaks protocol 2.1, the client 1.1; upgrade the client"),
+        ([0, 9], "daemon", "the daemon speaks protocol 0.9, the client 1.1; upgrade the daemon"),
     ],
 )
 def test_another_major_number_is_refused_with_both_and_which_to_upgrade(
@@ -429,4 +429,4 @@ def test_the_conversations_cover_every_operation_and_are_many():
             if "send" in step]  # fmt: skip
     documented = set(re.findall(r"^→ .*\"op\": \"(\w+)\"", WIRE_MD.read_text(), re.MULTILINE))
     assert documented - set(sent) == set()
-    assert len(documented) == 10
+    assert len(documented) == 12

@@ -123,7 +123,9 @@ def test_what_goes_wrong_once_is_mended(daemon: Daemons, store: Stores, tiny: Pa
 def test_a_stalled_body_is_cut_and_resumed_where_it_stopped(
     daemon: Daemons, store: Stores, tiny: Path
 ):
-    server = store({KEY: CONTENT}, faults={1: Stall(math.inf, 100_000)})
+    """Both GETs of a part stall, the first and the one that was sent after 0.15 s."""
+    stalled = dict.fromkeys(range(1, 12), Stall(math.inf, 100_000))
+    server = store({KEY: CONTENT}, faults=stalled)
     served = start(daemon, server, tiny, CACHED_RECEIVE_TIMEOUT="300ms")
     with cached.open("bad", timeout_s=30) as model:
         assert bytes(model.file("weights.bin")) == CONTENT.content(0, CONTENT.size_bytes)

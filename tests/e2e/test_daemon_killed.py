@@ -98,7 +98,7 @@ def test_a_worker_that_waits_for_the_header_hears_of_the_death_at_once(
     daemon: Daemons, store: Stores, tiny: Path
 ):
     shard = min(tiny.glob("*.safetensors"))
-    server = store({"m.safetensors": shard}, faults={0: Stall(math.inf)})
+    server = store({"m.safetensors": shard}, faults=dict.fromkeys(range(9), Stall(math.inf)))
     served = daemon({"llm": "s3://models/m.safetensors"}, more=aws(server))
     (wait_s,) = killed(served, [Waiting(lambda: cached.open("llm", timeout_s=15))])
     assert wait_s <= MAX_WAIT_S

@@ -47,7 +47,10 @@ def model_of(directory: Path, shards: int, tensors: int) -> dict[str, Path]:
 def assert_fetched_once(served: Served, server: StoreServer, objects: dict[str, Path]) -> None:
     """Check what the store sent, and that the daemon's metrics say the same."""
     size_bytes = sum(path.stat().st_size for path in objects.values())
-    assert server.served_bytes == size_bytes
+    hedges = served.metric("cached_hedges_total")  # a machine that stands still makes some
+    assert server.served_bytes >= size_bytes
+    assert server.served_bytes - size_bytes <= hedges * PART_BYTES
+    assert hedges <= 2 + server.gets / 20
     assert served.metric("cached_fetch_bytes_total") == size_bytes
     assert server.gets <= math.ceil(size_bytes / PART_BYTES) + 64 + len(objects)
     assert served.metric("cached_gets_total") == server.gets

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from cached.adapters.checksums import Checksums
 from cached.adapters.clock import SystemClock
 from cached.adapters.listening_socket import listen
-from cached.adapters.segments import TmpfsSegments
+from cached.adapters.segments import DirectorySegments
 from cached.adapters.unix_socket import UnixSocket
+from cached.cancellation import NEVER
 from cached.core import events
 from cached.core.engine import Engine
-from cached.core.errors import StoreUnavailable
 from cached.core.header import write
 from cached.core.loads import Limits
 from cached.core.objects import ModelRef
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from cached.core.errors import StoreError
     from cached.core.events import Event
     from cached.core.objects import Part
-    from cached.ports import Sink
+    from cached.ports import Cancellation, Sink
 
 WAIT_S = 10.0  # a wait that ends by its time-out is a failure
 PAD_BYTES = (1 << 20) - 4096  # less than the first GET, header included
@@ -74,7 +75,6 @@ class GatedStore(MemoryStore):
         super().__init__(objects)
         self.error: StoreError | None = None
         self._closed_gates = set(held)
-        self._gone: set[int] = set()
         self._changed = threading.Condition()
 
     def release(self, *paths: str, error: StoreError | None = None) -> None:
@@ -84,24 +84,21 @@ class GatedStore(MemoryStore):
             self._closed_gates -= set(paths)
             self._changed.notify_all()
 
-    def fetch(
-        self, part: Part, sink: Sink, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> None:
+    def fetch(self, part: Part, sink: Sink, cancellation: Cancellation = NEVER) -> float | None:
         def may_go() -> bool:
-            return part.stored.path not in self._closed_gates or part.part_id in self._gone
+            return part.stored.path not in self._closed_gates or cancellation.is_cancelled
 
         if part.start > 0:
+            cancellation.attach(self._wake)
             with self._changed:
                 assert self._changed.wait_for(may_go, 60)
-                if part.part_id in self._gone:
-                    raise StoreUnavailable("cancelled")
-                if self.error is not None:
-                    raise self.error
-        super().fetch(part, sink, is_cancelled)
+            cancellation.detach()
+            if self.error is not None and not cancellation.is_cancelled:
+                raise self.error
+        return super().fetch(part, sink, cancellation)
 
-    def cancel(self, part: Part) -> None:
+    def _wake(self) -> None:
         with self._changed:
-            self._gone.add(part.part_id)
             self._changed.notify_all()
 
 
@@ -135,6 +132,7 @@ class LocalDaemon:
         store: of all models.
         names: of models.
         address: of the socket.
+        root: of the segments, below the directory.
     """
 
     def __init__(
@@ -143,16 +141,18 @@ class LocalDaemon:
         store: GatedStore,
         names: Iterable[str] = ("m",),
         address: str | None = None,
+        root: str = "root",
     ) -> None:
         self.store: Any = store  # whichever the test has given
         self.address = address or str(directory / "cached.sock")
         self._leavings = _Leavings()
         self.mailbox = Mailbox()
         clock = SystemClock()
-        self._segments = TmpfsSegments(str(directory / "root"))
+        self._segments = DirectorySegments(str(directory / root))
         self._workers = UnixSocket(listen(self.address), self.mailbox.post)
         self._inquiries = Inquiries(self.mailbox.post, self._workers)
         ports = Ports(
+            checksums=Checksums(),
             stores={"s3": store},
             segments=self._segments,
             memory=_Memory(),

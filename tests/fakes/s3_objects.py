@@ -50,11 +50,18 @@ Content = bytes | Path | Generated
 
 
 class Stored(NamedTuple):
-    """One object: ``headers`` come with every reply to a GET or HEAD of it."""
+    """One object: ``headers`` come with every reply to a GET or HEAD of it.
+
+    Attributes:
+        part_bytes: of its multipart upload, or the lengths of all parts; 0: it was uploaded in one.
+        customer_key_md5: of the key that it is encrypted by (SSE-C), as a header tells it.
+    """
 
     content: Content
     etag: str
     headers: tuple[tuple[str, str], ...] = ()
+    part_bytes: int | tuple[int, ...] = 0
+    customer_key_md5: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -65,6 +72,14 @@ class Stored(NamedTuple):
                 return self.content.stat().st_size
             case Generated():
                 return self.content.size_bytes
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Return the lengths of the parts of its upload; none if it was uploaded in one."""
+        if isinstance(self.part_bytes, tuple) or not self.part_bytes:
+            return self.part_bytes or ()
+        starts = range(0, self.size_bytes, self.part_bytes)
+        return tuple(min(self.part_bytes, self.size_bytes - start) for start in starts)
 
     def content_of(self, start: int, stop: int) -> bytes:
         """Return bytes ``[start, stop)``."""
@@ -109,10 +124,31 @@ class Asked(NamedTuple):
     path: str
     query: str
     headers: dict[str, str]
+    body: bytes = b""
 
     @property
     def parameters(self) -> dict[str, str]:
         return dict(parse_qsl(self.query, keep_blank_values=True))
+
+
+SENT_KEY_MD5 = "x-amz-server-side-encryption-customer-key-md5"
+
+
+def locked(found: Stored, asked: Asked) -> Answer | None:
+    """Return the refusal of an object of SSE-C without its key, or of a key too many."""
+    sent = asked.headers.get(SENT_KEY_MD5, "")
+    if sent == found.customer_key_md5:
+        return None
+    if not sent:
+        text = (
+            "The object was stored using a form of Server Side Encryption. "
+            "The correct parameters must be provided to retrieve the object."
+        )
+        return refusal(400, "InvalidRequest", text)
+    if not found.customer_key_md5:
+        text = "The encryption parameters are not applicable to this object."
+        return refusal(400, "InvalidRequest", text)
+    return refusal(403, "AccessDenied", "Access Denied")
 
 
 def refusal(status: int, code: str, message: str = "", members: str = "") -> Answer:
@@ -162,7 +198,7 @@ class Account(NamedTuple):
 
     Attributes:
         expired: access keys whose time is over.
-        wall_s: the store's clock.
+        expired_status: of the refusal of those.
     """
 
     access_key: str
@@ -170,6 +206,7 @@ class Account(NamedTuple):
     region: str
     session_token: str | None = None
     expired: frozenset[str] = frozenset()
+    expired_status: int = 400
 
 
 MAX_SKEW_S = 900
@@ -191,7 +228,7 @@ def unsigned(asked: Asked, account: Account, wall_s: float) -> Answer | None:
         return refusal(403, "AccessDenied", "Access Denied")
     access_key = match[1]
     if access_key in account.expired:
-        return refusal(400, "ExpiredToken", "The provided token has expired.")
+        return refusal(account.expired_status, "ExpiredToken", "The provided token has expired.")
     if access_key != account.access_key:
         return refusal(403, "InvalidAccessKeyId", "The key you provided does not exist.")
     return _wrongly_signed(asked, account, wall_s, (match[3], match[4], match[5]))
@@ -213,6 +250,8 @@ def _wrongly_signed(
     wanted = {name for name in asked.headers if name.startswith("x-amz-")} | {"host"}
     if not wanted <= set(names):
         return refusal(403, "AccessDenied", f"not signed: {sorted(wanted - set(names))}")
+    if asked.headers.get("x-amz-content-sha256") != hashlib.sha256(asked.body).hexdigest():
+        return refusal(400, "XAmzContentSHA256Mismatch", "It does not match what was computed.")
     if signature != _signature(asked, account, names):
         return refusal(403, "SignatureDoesNotMatch", "Check your key and signing method.")
     return None

@@ -24,11 +24,10 @@ class MemorySink:
         self.pieces += 1
         self.data += view[self.watermark - offset :]
 
-    def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
-        self.pieces += 1
-        while size_bytes:
-            piece = os.read(pipe_fd, size_bytes)
-            assert piece
-            self.data += piece
-            size_bytes -= len(piece)
-        assert self.watermark <= self._stop
+    def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
+        piece = b""
+        while len(piece) < size_bytes:
+            more = os.read(pipe_fd, size_bytes - len(piece))
+            assert more
+            piece += more
+        self.accept(offset, memoryview(piece))

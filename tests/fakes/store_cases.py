@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from cached.cancellation import NEVER, Token
 from cached.core.errors import ObjectChanged, ObjectMissing, ObjectRefused, StoreUnavailable
-from cached.core.objects import FileRef, ModelRef, Part, VersionRef
+from cached.core.objects import FileRef, ModelRef, ObjectFacts, Part, VersionRef
 from tests.fakes.sinks import MemorySink
 
 if TYPE_CHECKING:
     from cached.core.objects import Manifest, StoredObject
     from cached.ports import ObjectStore
 
+    class WritableStore(ObjectStore, Protocol):
+        def put(self, uri: str, body: bytes) -> None: ...
+
     class Place(Protocol):
         """A store, and a hand in it."""
 
-        store: ObjectStore
+        store: WritableStore
 
         def put(self, key: str, content: bytes) -> None:
             """Make an object, or replace it."""
@@ -130,23 +134,58 @@ class ObjectStoreCases:
         with pytest.raises(ObjectMissing):
             fetched(place.store, part)
 
-    def test_cancel_of_what_does_not_run_does_nothing(self, place: Place):
+    def test_a_cancel_that_comes_after_the_end_does_nothing(self, place: Place):
         place.put("llm/a", b"0123456789")
         manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
         part = part_of(manifest, manifest.objects[0])
-        assert fetched(place.store, part) == b"0123456789"
-        place.store.cancel(part)
+        token = Token()
+        place.store.fetch(part, MemorySink(0, 10), token)
+        token.cancel()
         assert fetched(place.store, part) == b"0123456789"
 
     def test_a_fetch_that_was_cancelled_before_it_began_fetches_nothing(self, place: Place):
         place.put("llm/a", b"0123456789")
         manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
         part = part_of(manifest, manifest.objects[0])
-        sink = MemorySink(0, 10)
+        sink, token = MemorySink(0, 10), Token()
+        token.cancel()
         with pytest.raises(StoreUnavailable):
-            place.store.fetch(part, sink, lambda: True)
+            place.store.fetch(part, sink, token)
         assert sink.watermark == 0
         assert fetched(place.store, part) == b"0123456789"
+
+    def test_what_is_told_of_an_object_is_of_the_version_that_was_listed(self, place: Place):
+        place.put("llm/a", b"0123456789")
+        manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+        assert place.store.describe(manifest.uri, manifest.objects[0]) == ObjectFacts()
+
+    @pytest.mark.parametrize("content", [b"", b"0123456789"])
+    def test_a_small_object_is_read_whole(self, place: Place, content: bytes):
+        place.put("llm/a", content)
+        manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+        found = manifest.objects[0]
+        assert place.store.read(manifest.uri, found, NEVER, len(content)) == content
+
+    def test_an_object_that_is_not_small_is_not_read(self, place: Place):
+        place.put("llm/a", b"0123456789")
+        manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+        with pytest.raises(ObjectRefused, match="llm/a has 10 bytes, the limit is 9"):
+            place.store.read(manifest.uri, manifest.objects[0], NEVER, 9)
+
+    def test_an_object_that_was_replaced_is_not_read(self, place: Place):
+        place.put("llm/a", b"0123456789")
+        manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+        place.put("llm/a", b"abcdefghij")
+        with pytest.raises(ObjectChanged):
+            place.store.read(manifest.uri, manifest.objects[0], NEVER, 99)
+
+    def test_what_is_put_is_found(self, place: Place):
+        place.put("llm/a", b"0123456789")
+        for content in (b"{}", b'{"a": 1}'):
+            place.store.put(place.uri("llm/b c.json"), content)
+            manifest = place.store.resolve(ModelRef("llm", place.uri("llm/")))
+            assert [stored.path for stored in manifest.objects] == ["a", "b c.json"]
+            assert fetched(place.store, part_of(manifest, manifest.objects[1])) == content
 
     def test_a_closed_store_fetches_nothing(self, place: Place):
         place.put("llm/a", b"0123456789")

@@ -1,7 +1,7 @@
 """An S3 server on loopback whose objects, speed and faults are data.
 
 Threads and plain sockets: one thread for each connection. It serves files by ``sendfile`` and
-knows only what a reader of models asks for: ListObjectsV2, HEAD and GET, by path and by host.
+knows only what a reader of models asks for: ListObjectsV2, HEAD, GET and PUT, by path and host.
 ``python -m tests.fakes.store_server FILE...`` serves files from a process of its own.
 """
 
@@ -23,12 +23,14 @@ from urllib.parse import unquote
 
 from tests.fakes.s3_objects import (
     PAGE_KEYS,
+    SENT_KEY_MD5,
     Account,
     Answer,
     Asked,
     Generated,
     Stored,
     listing,
+    locked,
     refusal,
     replaced,
     stored,
@@ -120,6 +122,7 @@ class StoreServer:
         connections: accepted so far.
         served_bytes: of objects' bodies, sent or about to be.
         stalled: set while a ``Stall`` lasts.
+        resumed: set it to end all stalls.
         wall_s: this server's clock; may be set to another.
     """
 
@@ -141,6 +144,7 @@ class StoreServer:
         self.connections = 0
         self.served_bytes = 0
         self.stalled = threading.Event()
+        self.resumed = threading.Event()
         self._latency_s = latency_s
         self.wall_s: Callable[[], float] = time.time
         self._page_keys = page_keys
@@ -177,6 +181,7 @@ class StoreServer:
         trace: TracebackType | None,
     ) -> None:
         self._stopped.set()
+        self.resumed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self.drop_connections()
@@ -244,6 +249,10 @@ class StoreServer:
             data += more
         head, _, rest = data.partition(b"\r\n\r\n")
         asked = _parsed(head)
+        body_bytes = int(asked.headers.get("content-length", "0"))
+        while len(rest) < body_bytes:
+            rest += sock.recv(READ_BYTES)
+        asked, rest = asked._replace(body=rest[:body_bytes]), rest[body_bytes:]
         key = self._key(asked)
         kind = "LIST" if not key and asked.method == "GET" else asked.method
         with self._lock:
@@ -290,16 +299,20 @@ class StoreServer:
         return self._send_body(sock, answer, fault)
 
     def _answer(self, asked: Asked, key: str | None, fault: Fault | None) -> Answer | _Ranged:
-        if self.account is not None:
-            wrong = unsigned(asked, self.account, self.wall_s())
-            if wrong is not None:
-                return wrong
+        wrong = self.account and unsigned(asked, self.account, self.wall_s())
+        if wrong is not None:
+            return wrong
         if key is None:
             return refusal(404, "NoSuchBucket", "The specified bucket does not exist")
         if not key:
             return listing(self.objects, asked, self._page_keys)
+        if asked.method == "PUT":
+            return self._put(asked, key)
         if key not in self.objects:
             return refusal(404, "NoSuchKey", "The specified key does not exist.")
+        return self._found(asked, key, fault)
+
+    def _found(self, asked: Asked, key: str, fault: Fault | None) -> Answer | _Ranged:
         if isinstance(fault, Changed):
             self.objects[key] = replaced(self.objects[key])
         found = self.objects[key]
@@ -307,7 +320,13 @@ class StoreServer:
             found = found._replace(etag=fault.etag)
         elif asked.headers.get("if-match", found.etag) != found.etag:
             return refusal(412, "PreconditionFailed", "At least one precondition did not hold")
-        return _ranged(found, asked, fault)
+        return locked(found, asked) or _ranged(found, asked, fault)
+
+    def _put(self, asked: Asked, key: str) -> Answer:
+        made = stored(asked.body)
+        made = made._replace(customer_key_md5=asked.headers.get(SENT_KEY_MD5, ""))
+        self.objects[key] = made
+        return Answer(200, (("etag", made.etag),))
 
     def _send_whole(self, sock: socket.socket, asked: Asked, answer: Answer) -> None:
         headers = {"content-length": str(len(answer.body)), **dict(answer.headers)}
@@ -347,7 +366,7 @@ class StoreServer:
 
     def _stall(self, fault: Stall) -> None:
         self.stalled.set()
-        self._stopped.wait(None if fault.seconds == math.inf else fault.seconds)
+        self.resumed.wait(None if fault.seconds == math.inf else fault.seconds)
         self.stalled.clear()
 
     def _send(self, sock: socket.socket, content: Stored, start: int, stop: int) -> None:
@@ -401,6 +420,13 @@ def _ranged(found: Stored, asked: Asked, fault: Fault | None) -> _Ranged | Answe
     headers = {**dict(found.headers), "etag": found.etag, "accept-ranges": "bytes"}
     if isinstance(fault, NoEtag):
         del headers["etag"]
+    number = int(asked.parameters.get("partNumber", 0))
+    if number and found.parts:
+        if number > len(found.parts):
+            return refusal(416, "InvalidPartNumber", "The requested partnumber is not satisfiable")
+        part_bytes = found.parts[number - 1]
+        headers["content-length"] = str(part_bytes)
+        return _Ranged(206, headers, found, 0, part_bytes)
     match = _RANGE.fullmatch(asked.headers.get("range", ""))
     if match is None or isinstance(fault, IgnoredRange) or asked.method == "HEAD":
         headers["content-length"] = str(size_bytes)

@@ -7,19 +7,34 @@ blocks are where and never asks the engine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import base64
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cached.core import effects, events
+from cached.core.digests import Digests
 from cached.core.engine import Engine
-from cached.core.errors import CachedError, HeaderError, ObjectMissing
+from cached.core.errors import CachedError, HeaderError, LoadFailed, ObjectMissing
 from cached.core.header import Header, Tensor
-from cached.core.loads import Limits
+from cached.core.integrity import Integrity
+from cached.core.loads import Limits, Load
 from cached.core.manifest import manifest_of
-from cached.core.objects import FileRef, Manifest, ModelRef, PeerId, StoredObject, VersionRef
+from cached.core.objects import (
+    FileRef,
+    Left,
+    Manifest,
+    ModelRef,
+    ObjectFacts,
+    Part,
+    PeerId,
+    Range,
+    StoredObject,
+    VersionRef,
+)
+from cached.core.parts import Planner
 from cached.core.reporting import About
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cached.core.effects import Effect
     from cached.core.events import Event
@@ -27,6 +42,7 @@ if TYPE_CHECKING:
 BLOCK = 256 << 10
 HEADER_BYTES = BLOCK
 OWNER = 1000
+RIGHT = "sha256:" + base64.b64encode(bytes(32)).decode()
 ABOUT = About(version="0.0.0", pid=1, owner_uid=OWNER, socket="/nowhere", began_s=0.0)
 GREETING = {"protocol": [1, 0], "client": "test"}
 
@@ -54,6 +70,19 @@ def header_of(file: StoredObject) -> Header:
     return Header(header_bytes=HEADER_BYTES, tensors=tensors, metadata={})
 
 
+def blocks_of(file: StoredObject) -> range:
+    return range(file.size_bytes // BLOCK)
+
+
+def load_of(listing: Manifest, version: str = "1", **more: Any) -> Load:
+    """A load of a model named m, at time 0; unchecked unless ``verify`` says otherwise."""
+    planner = Planner(listing)
+    integrity = Integrity(
+        listing, planner, verify=more.pop("verify", "off"), can=more.pop("can", frozenset())
+    )
+    return Load(VersionRef("m", version), listing, planner, 0.0, integrity=integrity, **more)
+
+
 class Sent(NamedTuple):
     """A reply that a worker got."""
 
@@ -79,7 +108,7 @@ class World:
         fetched: how often each block was written.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by keywords
         self,
         listings: dict[str, Manifest],
         *,
@@ -88,6 +117,8 @@ class World:
         available_bytes: int = 1 << 40,
         prefetch: Iterable[str] = (),
         pinned: Iterable[str] = (),
+        left: Sequence[Left] = (),
+        **limits: Any,
     ) -> None:
         self.listings = dict(listings)
         self.budget_bytes = budget_bytes
@@ -101,6 +132,14 @@ class World:
         self.sizes: dict[VersionRef, int] = {}
         self.fetched: dict[tuple[FileRef, int], int] = {}
         self.mapped: set[VersionRef] = set()
+        self.shared: dict[VersionRef, dict[int, FileRef]] = {}
+        self.half: set[tuple[int, int]] = set()
+        self.facts: dict[str, ObjectFacts] = {}
+        self.wrong: set[tuple[FileRef, int]] = set()
+        self.spoil: set[tuple[int, int]] = set()
+        self.shown: set[VersionRef] = set()
+        self.marks: dict[int, int] = {}
+        self.digests = Digests(BLOCK, {})
         self.is_ready = False
         self.is_drained = False
         self._next_request = 0
@@ -115,9 +154,14 @@ class World:
         self.engine = Engine(
             refs,
             budget_bytes=budget_bytes,
-            limits=Limits(fetch_slots=slots, part_attempts=3),
+            limits=Limits(fetch_slots=slots, part_attempts=3, **{"verify": "off"} | limits),
             about=ABOUT,
+            left=left,
         )
+        self.verify = limits.get("verify", "off")
+        self.left = {each.of: each for each in left}
+        for each in left:
+            self.sizes[each.of] = each.size_bytes
         self._take(self.engine.start(0.0))
 
     # --- what workers do
@@ -157,33 +201,47 @@ class World:
 
     # --- what the outside does
 
+    def stall(self, part: Part, idle_s: float) -> None:
+        """Tell that a GET under way brings nothing."""
+        watermark = self.marks.get(part.part_id, part.start)
+        self.post(events.PartStalled(part, watermark, idle_s))
+
     def post(self, event: Event) -> None:
         self._take(self.engine.handle(event, self.now_s))
 
-    def end(self, job: Effect, *, error: CachedError | None = None, blocks: int = 0) -> None:
+    def end(  # noqa: C901, PLR0912 - one row an effect
+        self, job: Effect, *, error: CachedError | None = None, blocks: int = 0
+    ) -> None:
         """End a job: well, or with an error after so many blocks."""
         self.jobs.remove(job)
         match job:
             case effects.Resolve():
                 self._end_resolve(job, error)
             case effects.CreateSegments():
-                self.there[job.of] = set()
-                self.sizes[job.of] = sum(
-                    -(-file.size_bytes // 4096) * 4096 for file in job.manifest.objects
-                )
-                self.post(events.SegmentsReady(job.of))
+                self._end_create(job)
+            case effects.Describe():
+                self._end_describe(job, error)
+            case effects.Check():
+                self._end_check(job)
+            case effects.ReadDigests():
+                assert (job.file.index, 0) in self.there[job.file.of], "list not there"
+                self.post(events.DigestsRead(job.file, self.digests))
             case effects.FetchPart():
                 self._end_fetch(job, error, blocks)
             case effects.ReadHeader():
-                file = self._manifest(job.file.of).objects[job.file.index]
+                file = self.manifest_of(job.file.of).objects[job.file.index]
                 if job.file.of not in self.there:  # freed in the meantime
                     self.post(events.HeaderRefused(job.file, HeaderError("gone")))
                     return
                 assert (job.file.index, 0) in self.there[job.file.of], "header not there"
                 self.post(events.HeaderRead(job.file, header_of(file)))
             case effects.Publish():
-                wanted = sum(f.size_bytes // BLOCK for f in self._manifest(job.of).objects)
+                wanted = sum(f.size_bytes // BLOCK for f in self.manifest_of(job.of).objects)
                 assert len(self.there[job.of]) == wanted, "published with holes"
+                objects = self.manifest_of(job.of).objects
+                wrong = {objects[at].path for (of, at), _ in self.wrong if of == job.of}
+                assert not wrong & self.facts.keys(), "wrong bytes"
+                self.shown.add(job.of)
                 self.post(events.Published(job.of, f"/models/{job.of}"))
             case effects.Free():
                 self._end_free(job, error)
@@ -193,10 +251,17 @@ class World:
     def run(self, limit: int = 100_000) -> None:
         """End every job well, oldest first, until none is left; time stands still."""
         for _ in range(limit):
-            if not self.jobs:
+            if self.jobs:
+                self.end(self.jobs[0])
+            elif self.wake_at_s is not None and self.wake_at_s <= self.now_s:
+                self.sleep(0)
+            else:
                 return
-            self.end(self.jobs[0])
         raise AssertionError("does not come to rest")
+
+    def run_one(self) -> None:
+        """End the oldest job well."""
+        self.end(self.jobs[0])
 
     def sleep(self, seconds: float) -> None:
         """Let time pass; timers that fall into it ring in their order."""
@@ -216,7 +281,53 @@ class World:
     def job(self, kind: type[Effect]) -> Effect:
         return next(job for job in self.jobs if isinstance(job, kind))
 
-    def _manifest(self, of: VersionRef) -> Manifest:
+    def _end_create(self, job: effects.CreateSegments) -> None:
+        of, objects = job.of, job.manifest.objects
+        there: set[tuple[int, int]] = set()
+        if of in self.left and self.left[of].is_published:
+            there = {(at, block) for at, file in enumerate(objects) for block in blocks_of(file)}
+        elif of in self.left:
+            there = {(at, block) for at, block in self.half if at < len(objects)}
+        for index, donor in job.shared.items():
+            assert donor.of in self.there, "shares with what is gone"
+            assert objects[index] == self.manifest_of(donor.of).objects[donor.index]
+            assert not self._missing(donor), "shares what is not whole"
+            there |= {(index, block) for block in blocks_of(objects[index])}
+        self.there[of] = there
+        self.shared[of] = dict(job.shared)
+        self.sizes[of] = sum(
+            -(-file.size_bytes // 4096) * 4096
+            for at, file in enumerate(objects)
+            if at not in job.shared
+        )
+        spans = [(at, Range(block * BLOCK, (block + 1) * BLOCK)) for at, block in sorted(there)]
+        self.post(events.SegmentsReady(of, tuple(spans)))
+
+    def _missing(self, file: FileRef) -> list[int]:
+        wanted = blocks_of(self.manifest_of(file.of).objects[file.index])
+        return [block for block in wanted if (file.index, block) not in self.there[file.of]]
+
+    def _end_describe(self, job: effects.Describe, error: CachedError | None) -> None:
+        if error is not None:
+            self.post(events.DescribeFailed(job.file, error))
+        else:
+            facts = self.facts.get(job.stored.path, ObjectFacts())
+            self.post(events.Described(job.file, facts))
+
+    def _end_check(self, job: effects.Check) -> None:
+        """A sum is the number of wrong blocks: ``RIGHT`` is 0."""
+        if job.file.of not in self.there:
+            self.post(events.CheckFailed(job.file, LoadFailed("gone")))
+            return
+        span = range(job.start // BLOCK, -(-job.stop // BLOCK))
+        if job.is_running:
+            span = range(span.stop)
+        assert all((job.file.index, block) in self.there[job.file.of] for block in span)
+        wrong = sum((job.file, block) in self.wrong for block in span)
+        value = wrong.to_bytes(32)
+        self.post(events.Checked(job.file, job.algorithm, job.start, job.stop, value))
+
+    def manifest_of(self, of: VersionRef) -> Manifest:
         created = [e for e in self.log if isinstance(e, effects.CreateSegments) and e.of == of]
         return created[-1].manifest
 
@@ -233,11 +344,17 @@ class World:
     def _end_fetch(self, job: effects.FetchPart, error: CachedError | None, blocks: int) -> None:
         part = job.part
         assert part.start % BLOCK == 0 == part.stop % BLOCK
-        stop = part.stop if error is None else min(part.stop, part.start + blocks * BLOCK)
-        for block in range(part.start // BLOCK, stop // BLOCK):
+        start = self.marks.get(part.part_id, part.start)  # what the other attempt has brought
+        stop = part.stop if error is None else min(part.stop, start + blocks * BLOCK)
+        self.marks[part.part_id] = stop
+        for block in range(start // BLOCK, stop // BLOCK):
             self.there[part.file.of].add((part.file.index, block))
             key = (part.file, block)
             self.fetched[key] = self.fetched.get(key, 0) + 1
+            self.wrong.discard(key)
+            if (part.file.index, block) in self.spoil:
+                self.spoil.discard((part.file.index, block))
+                self.wrong.add(key)
         if error is None:
             self.post(events.PartFetched(part, 0.1))
         else:
@@ -252,10 +369,27 @@ class World:
             self.post(events.StillMapped(job.of))
             return
         self.there.pop(job.of, None)
+        self._hand_over(job.of)
         self.sizes.pop(job.of, None)
+        self.shown.discard(job.of)
         self.post(events.Freed(job.of))
 
-    def _take(self, decided: list[Effect]) -> None:
+    def _hand_over(self, gone: VersionRef) -> None:
+        """Memory that others share stays: it is the first one's now."""
+        heirs: dict[FileRef, FileRef] = {}
+        for of, shared in self.shared.items():
+            for index, donor in tuple(shared.items()):
+                if donor.of == gone and of != gone:
+                    heir = heirs.setdefault(donor, FileRef(of, index))
+                    if heir == FileRef(of, index):
+                        del shared[index]
+                        size = self.manifest_of(of).objects[index].size_bytes
+                        self.sizes[of] += -(-size // 4096) * 4096
+                    else:
+                        shared[index] = heir
+        self.shared.pop(gone, None)
+
+    def _take(self, decided: list[Effect]) -> None:  # noqa: C901, PLR0912 - one row an effect
         for effect in decided:
             self.log.append(effect)
             match effect:
@@ -268,6 +402,13 @@ class World:
                 case effects.Drained():
                     self.is_drained = True
                 case effects.CancelParts() | effects.Refused() | effects.Retried():
+                    pass
+                case effects.Adopted() | effects.Switched() | effects.Looked():
+                    pass
+                case effects.Mismatched():
+                    for block in range(effect.start // BLOCK, -(-effect.stop // BLOCK)):
+                        self.fetched.pop((effect.file, block), None)
+                case effects.Hedged():
                     pass
                 case effects.DrainBegan() | effects.DrainCut():
                     pass

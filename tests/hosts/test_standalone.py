@@ -11,7 +11,7 @@ import pytest
 from cached.cli.load import load
 from cached.core import effects, events
 from cached.core.errors import ObjectMissing, StoreUnavailable
-from cached.core.objects import FileRef, ModelRef, Part, StoredObject, VersionRef
+from cached.core.objects import FileRef, Left, ModelRef, Part, StoredObject, VersionRef
 from cached.hosts.standalone import (
     HttpStart,
     Readiness,
@@ -178,7 +178,13 @@ def test_the_budget_is_the_least_of_what_is_allowed_and_what_is_there_less_headr
     given: str | None, available_bytes: int, budget_bytes: int
 ):
     flags = {"model": ["m=s3://b/m/"], "memory_headroom": "1GiB", "memory_budget": given}
-    assert _budget_bytes(load(flags, {}), Memory(available_bytes)) == budget_bytes
+    assert _budget_bytes(load(flags, {}), Memory(available_bytes), []) == budget_bytes
+
+
+def test_what_an_earlier_daemon_left_belongs_to_the_budget():
+    flags = {"model": ["m=s3://b/m/"], "memory_headroom": "1GiB"}
+    left = Left(VersionRef("m", "1", 1), None, "/models/m/1", True, True, 3 * GIB, True)
+    assert _budget_bytes(load(flags, {}), Memory(2 * GIB), [left]) == 4 * GIB
 
 
 def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one():

@@ -35,10 +35,9 @@ class Transfer:
         progressed: told how many bytes are still to come, after each step.
 
     Attributes:
-        at: bytes below it are in the sink.
+        at: bytes below it were given to the sink.
         error: why it ended early: an OSError of the socket, or what the sink raised.
-        is_over: no byte will move any more: all came, the connection ended, an error, or
-            somebody else moved the sink's watermark.
+        is_over: no byte will move any more: all came, the connection ended, or an error.
         over: held until then.
         lock: held during a step.
     """
@@ -83,7 +82,7 @@ class Transfer:
             if self.is_over:
                 return
             try:
-                goes_on = self._sink.watermark == self.at and self._move()
+                goes_on = self._move()
             except BlockingIOError:
                 return
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
@@ -96,7 +95,7 @@ class Transfer:
         read_fd, write_fd = self._pipe
         moved_bytes = os.splice(self.source_fd, write_fd, self._stop - self.at, flags=_FLAGS)
         if moved_bytes:
-            self._sink.accept_from_pipe(read_fd, moved_bytes)
+            self._sink.accept_from_pipe(read_fd, self.at, moved_bytes)
             self.at += moved_bytes
             self._progressed(self._stop - self.at)
         return moved_bytes > 0 and self.at < self._stop

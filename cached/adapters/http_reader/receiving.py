@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from cached.adapters.http_reader.mover import Mover
     from cached.ports import Sink
 
-TICK_S = 0.1  # every wait ends after this: so late a stall is noticed, or a small rest taken
+# Every wait ends after this: so late a stall is noticed, or a small rest taken. Eight waits cost
+# 0.5 % of a core; with 0.1 s it is 0.35 %, with 0.02 s 0.9 %.
+TICK_S = 0.05
 BUFFER_BYTES = 256 << 10  # stays in the L2 cache between recv and write
 LOWAT_BYTES = 256 << 10  # sleep until so much is there; 512 KiB is no better, 64 KiB costs CPU
 TLS_SLACK_BYTES = 32 << 10  # of what is left, the TLS layer may already hold a record (16 KiB)
@@ -166,8 +168,8 @@ class Receiver:
         self._expect(left_bytes)
         if self._mover is not None and sink.watermark == at:
             moved_bytes = self._splice(self._mover, at, left_bytes, sink)
-            if moved_bytes is not None:
-                return moved_bytes
+            if moved_bytes:
+                return moved_bytes  # else it ended, or another attempt moved the watermark
         if self._scratch is None:
             self._scratch = memoryview(bytearray(BUFFER_BYTES))
         got_bytes = self._gather(self._scratch[:left_bytes])

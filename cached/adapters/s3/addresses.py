@@ -40,8 +40,9 @@ class Addresses:
         endpoint_url: of another store than AWS; ``None``: AWS.
         style: ``path``; ``virtual`` (the bucket stands in the host name), where the bucket's
             name and the endpoint allow it; ``auto``: virtual on AWS, path elsewhere.
-        allow_insecure: plain HTTP also to what is not loopback.
         quote_path: percent-encodes a key for the wire.
+        allow_insecure: plain HTTP also to what is not loopback.
+        sends_key: requests carry a key of SSE-C: plain HTTP to loopback only.
 
     Raises:
         InvalidConfig: the endpoint is not an http or https URL.
@@ -55,12 +56,14 @@ class Addresses:
         quote_path: Callable[[str], str],
         *,
         allow_insecure: bool = False,
+        sends_key: bool = False,
     ) -> None:
         self._style = style
         self._quote_path = quote_path
         self._endpoint: Place | None = None
         if endpoint_url is not None:
-            self._endpoint = _parsed(endpoint_url, allow_insecure=allow_insecure)
+            self._endpoint = _parsed(endpoint_url)
+            _check_secret(self._endpoint, allow_insecure=allow_insecure, sends_key=sends_key)
 
     def of(self, bucket: str, key: str, region: str) -> Place:
         """Return the place of a key; of the bucket itself if ``key`` is empty."""
@@ -89,18 +92,28 @@ def _aws(region: str) -> Place:
     return Place(is_tls=True, host=host, port=443, authority=host, path="")
 
 
-def _parsed(url: str, *, allow_insecure: bool) -> Place:
+def _parsed(url: str) -> Place:
     match = _URL.fullmatch(url.strip())
     if match is None or (match[3] and not 0 < int(match[3]) < 1 << 16):
         message = f"endpoint_url must be http[s]://HOST[:PORT][/PATH], was {url[:200]!r}"
         raise InvalidConfig(message, hint="for example https://s3.example.com")
     is_tls = match[1] == "https"
     host = match[2].strip("[]")
-    if not is_tls and not allow_insecure and not _LOOPBACK.fullmatch(host.lower()):
-        message = f"plain HTTP to {host} is not allowed: weights could be changed on the way"
-        hint = "use https://, or allow it with --allow-insecure-endpoint"
-        raise InsecureEndpoint(message, hint=hint)
     default = 443 if is_tls else 80
     port = int(match[3] or default)
     authority = match[2] if port == default else f"{match[2]}:{port}"
     return Place(is_tls, host, port, authority, (match[4] or "").rstrip("/"))
+
+
+def _check_secret(place: Place, *, allow_insecure: bool, sends_key: bool) -> None:
+    """Raise InsecureEndpoint if others on the way could read or change what they must not."""
+    if place.is_tls or _LOOPBACK.fullmatch(place.host.lower()):
+        return
+    refused = f"plain HTTP to {place.host} is not allowed"
+    if sends_key:
+        message = f"{refused} with sse_customer_key_file: the key could be read on the way"
+        raise InsecureEndpoint(message, hint="use https://")
+    if not allow_insecure:
+        message = f"{refused}: weights could be changed on the way"
+        hint = "use https://, or allow it with --allow-insecure-endpoint"
+        raise InsecureEndpoint(message, hint=hint)

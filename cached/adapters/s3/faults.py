@@ -12,6 +12,7 @@ from cached.core.errors import (
     ObjectChanged,
     ObjectMissing,
     ObjectRefused,
+    StoreBusy,
     StoreError,
     StoreUnavailable,
 )
@@ -30,22 +31,47 @@ _BAD_KEYS = frozenset(
 _PASSING = frozenset(
     {
         "InternalError",
+        "KMS.DependencyTimeoutException",
+        "KMS.InternalException",
+        "KMS.KeyUnavailableException",
+        "KMS.ThrottlingException",
         "RequestLimitExceeded",
         "RequestTimeout",
         "ServiceUnavailable",
         "SlowDown",
         "Throttling",
+        "ThrottlingException",  # of KMS, by way of S3
     }
 )
+_BUSY = frozenset(
+    {
+        "KMS.ThrottlingException",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+    }
+)
+_BUSY_STATUS = frozenset({429, 503})
 _PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-_KMS_KEY = re.compile(r"arn:aws[\w-]*:kms:[\w:/.-]*[\w-]")
+_KMS_KEY = re.compile(
+    r"arn:aws[\w-]*:kms:[\w:/.-]*[\w-]|\b(mrk-[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})\b"
+)
+_KMS_HEADER = "x-amz-server-side-encryption-aws-kms-key-id"
+_KMS_UNUSABLE = frozenset({"KMS.DisabledException", "KMS.KMSInvalidStateException"})
+_NEEDS_OWN_KEY = re.compile(  # AWS and MinIO; SeaweedFS
+    "stored using a form of server side encryption|encryption with customer provided keys",
+    re.IGNORECASE,
+)
+_NEEDS_NO_KEY = re.compile("encryption parameters are not applicable", re.IGNORECASE)
+_CUSTOMER_KEY = "sse_customer_key_file"  # the option
 
 
 class Asked(NamedTuple):
     """What was asked for, in words for messages.
 
     Attributes:
-        action: ``s3:GetObject`` or ``s3:ListBucket``.
+        action: ``s3:GetObject``, ``s3:PutObject`` or ``s3:ListBucket``.
         bucket: its name.
         key: of the object, or the prefix; may be empty.
     """
@@ -73,6 +99,7 @@ class Refusal(NamedTuple):
         region: where the request was sent to.
         headers: names in lower case.
         fault: what the body says.
+        has_customer_key: the request had a key of SSE-C.
     """
 
     asked: Asked
@@ -80,6 +107,7 @@ class Refusal(NamedTuple):
     status: int
     headers: Mapping[str, str]
     fault: Fault
+    has_customer_key: bool = False
 
     @property
     def said(self) -> str:
@@ -106,7 +134,8 @@ def error_of(refusal: Refusal, wall_s: float) -> StoreError:
     return (
         _passing(refusal, wall_s)
         or _gone(refusal)
-        or _unlocked_by_nobody(refusal)
+        or _customer_key(refusal)
+        or _kms_key(refusal)
         or _credentials(refusal, wall_s)
         or _denied(refusal)
         or _elsewhere(refusal)
@@ -116,7 +145,9 @@ def error_of(refusal: Refusal, wall_s: float) -> StoreError:
 def _passing(refusal: Refusal, wall_s: float) -> StoreError | None:
     if refusal.status not in _PASSING_STATUS and refusal.fault.code not in _PASSING:
         return None
-    return StoreUnavailable(
+    is_busy = refusal.status in _BUSY_STATUS or refusal.fault.code in _BUSY
+    error = StoreBusy if is_busy else StoreUnavailable
+    return error(
         f"the store cannot serve {refusal.asked.url} now ({refusal.said})",
         hint="try again later",
         retry_after_s=_retry_after_s(refusal.headers.get("retry-after"), wall_s),
@@ -140,15 +171,39 @@ def _gone(refusal: Refusal) -> StoreError | None:
     return None
 
 
-def _unlocked_by_nobody(refusal: Refusal) -> StoreError | None:
-    """Return the error for a key of KMS that may not, or cannot, be used."""
-    asked, fault = refusal.asked, refusal.fault
-    found = _KMS_KEY.search(fault.message)
-    if not found and not fault.code.startswith("KMS.") and "kms:" not in fault.message:
+def _customer_key(refusal: Refusal) -> StoreError | None:
+    """Return the error for an object of SSE-C and no key or another; or for a key too many."""
+    asked, said, message = refusal.asked, refusal.said, refusal.fault.message
+    if _NEEDS_NO_KEY.search(message):
+        text = f"{asked.url} is not encrypted by a customer's key, but one was sent ({said})"
+        return AccessDenied(text, hint=f"leave {_CUSTOMER_KEY} out for this model")
+    if not _NEEDS_OWN_KEY.search(message):
         return None
-    key = found[0] if found else "its KMS key"
-    message = f"{asked.url} is encrypted with {key}, which may not be used ({refusal.said})"
-    hint = f"allow kms:Decrypt on {key} for the daemon's role, in its policy and in the key's"
+    if refusal.has_customer_key:
+        text = f"{asked.url} is encrypted by another customer's key than was sent ({said})"
+        return AccessDenied(text, hint=f"name the file with its key: {_CUSTOMER_KEY}")
+    text = f"{asked.url} is encrypted by a customer's key (SSE-C), and none was sent ({said})"
+    return AccessDenied(text, hint=f"name the file with that key: {_CUSTOMER_KEY}")
+
+
+def _kms_key(refusal: Refusal) -> StoreError | None:
+    """Return the error for a key of KMS that may not, or cannot, be used."""
+    asked, fault, said = refusal.asked, refusal.fault, refusal.said
+    if "AWS KMS" in fault.message and refusal.status == 400:
+        message = f"{asked.url} is encrypted by KMS, which takes signed requests only ({said})"
+        return AccessDenied(message, hint="leave anonymous out, and use https://")
+    is_kms = fault.code.startswith("KMS.") or "kms:" in fault.message
+    if not is_kms:
+        return None
+    found = _KMS_KEY.search(fault.message)
+    key = found[0] if found else refusal.headers.get(_KMS_HEADER, "its KMS key")
+    message = f"{asked.url} is encrypted with {key}, which may not be used ({said})"
+    needed = "kms:Decrypt"
+    if asked.action == "s3:PutObject":
+        needed = "kms:GenerateDataKey and kms:Decrypt"
+    hint = f"allow {needed} on {key} for the daemon's role, in its policy and in the key's"
+    if fault.code in _KMS_UNUSABLE:
+        hint = f"enable {key}, or cancel its deletion: kms:Decrypt needs it"
     return AccessDenied(message, hint=hint)
 
 
@@ -178,6 +233,8 @@ def _denied(refusal: Refusal) -> StoreError | None:
     hint = f"allow {asked.action} on {asked.resource} for the daemon's role"
     if asked.action == "s3:GetObject":
         hint += "; without s3:ListBucket a key that does not exist is denied, too"
+    if refusal.has_customer_key:
+        hint += f"; a wrong key in {_CUSTOMER_KEY} is denied as well"
     return AccessDenied(message, hint=hint)
 
 

@@ -7,10 +7,11 @@ that was another, credentials that had expired, a clock that is wrong.
 from __future__ import annotations
 
 import contextlib
-import threading
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached.adapters.s3.addresses import DEFAULT_REGION
+from cached.adapters.s3.connections import Connections
 from cached.adapters.s3.documents import MAX_ERROR_BYTES, parse_fault
 from cached.adapters.s3.faults import EXPIRED, SKEWED, Refusal, date_s, error_of
 from cached.core.errors import StoreError, StoreUnavailable
@@ -20,37 +21,10 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from cached.adapters.s3.addresses import Addresses, Place
+    from cached.adapters.s3.connections import Connect, Connection, Head
     from cached.adapters.s3.documents import Fault
     from cached.adapters.s3.faults import Asked
-    from cached.ports import Clock, Sink
-
-    class Head(Protocol):
-        """Status and headers of a reply."""
-
-        @property
-        def status(self) -> int: ...  # noqa: D102
-        @property
-        def headers(self) -> dict[str, str]: ...  # noqa: D102
-
-    class Connection(Protocol):
-        """What the reader gives us: see adapters/http_reader/connection.py."""
-
-        peer: str
-
-        @property
-        def is_reusable(self) -> bool: ...  # noqa: D102
-        @property
-        def is_cancelled(self) -> bool: ...  # noqa: D102
-        @property
-        def is_untouched(self) -> bool: ...  # noqa: D102
-        def is_quiet(self) -> bool: ...  # noqa: D102
-        def watch(self, on_idle: Callable[[float], None] | None) -> None: ...  # noqa: D102
-        def cancel(self) -> None: ...  # noqa: D102
-        def close(self) -> None: ...  # noqa: D102
-        def send(self, request: bytes) -> None: ...  # noqa: D102
-        def head(self, *, has_body: bool = True) -> Head: ...  # noqa: D102
-        def read(self, most_bytes: int, *, may_cut: bool = False) -> bytes: ...  # noqa: D102
-        def stream(self, start: int, stop: int, sink: Sink) -> None: ...  # noqa: D102
+    from cached.ports import Clock
 
     class Keys(Protocol):
         """What a request is signed with."""
@@ -61,11 +35,6 @@ if TYPE_CHECKING:
         def secret_access_key(self) -> str: ...  # noqa: D102
         @property
         def session_token(self) -> str | None: ...  # noqa: D102
-
-    class Connect(Protocol):
-        """Opens a connection; raises StoreError."""
-
-        def __call__(self, host: str, port: int, *, is_tls: bool) -> Connection: ...  # noqa: D102
 
     class Sign(Protocol):
         """Returns the headers to send: see adapters/sigv4.py."""
@@ -78,6 +47,7 @@ if TYPE_CHECKING:
             *,
             region: str,
             wall_s: float,
+            payload: str,
         ) -> dict[str, str]: ...
 
     class Credentials(Protocol):
@@ -88,7 +58,7 @@ if TYPE_CHECKING:
         def replace(self, refused: Any, /) -> Keys: ...  # noqa: D102
 
 
-MAX_KEPT = 256  # idle connections per host: as many as GETs may run at a time
+MAX_CONNECTIONS = 256  # as many as GETs may run at a time
 
 
 class Tools(NamedTuple):
@@ -101,6 +71,8 @@ class Tools(NamedTuple):
         quote_query: pairs → the query that is signed and sent.
         credentials: read at each use; ``None``: requests are not signed.
         warn: takes a line for the log, and its fields.
+        customer_key: returns the headers of a key that objects are encrypted with (SSE-C);
+            asked for each request of an object. ``None``: they are not.
     """
 
     connect: Connect
@@ -109,6 +81,7 @@ class Tools(NamedTuple):
     quote_query: Callable[[tuple[tuple[str, str], ...]], str]
     credentials: Credentials | None
     warn: Callable[[str, Mapping[str, object]], None]
+    customer_key: Callable[[], Mapping[str, str]] | None = None
 
 
 class Call(NamedTuple):
@@ -119,6 +92,7 @@ class Call(NamedTuple):
         key: in the path; empty for the bucket itself.
         query: names and values, not quoted.
         headers: besides host and what a signature needs.
+        body: of a PUT.
     """
 
     method: str
@@ -126,20 +100,27 @@ class Call(NamedTuple):
     key: str
     query: tuple[tuple[str, str], ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
 
 
 class Requests:
-    """Sends requests; any thread. ``close`` closes the connections that are kept.
+    """Sends requests; any thread. ``keep``, ``drop`` and ``close`` are those of ``Connections``.
 
     Args:
         addresses: where buckets are.
         tools: of other adapters.
-        clock: for signatures.
+        clock: for signatures, and the age of idle connections.
         region: of the buckets, until the store says another.
+        most_connections: that are open at a time, unless more requests run at a time.
     """
 
     def __init__(
-        self, addresses: Addresses, tools: Tools, clock: Clock, region: str | None
+        self,
+        addresses: Addresses,
+        tools: Tools,
+        clock: Clock,
+        region: str | None,
+        most_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._addresses = addresses
         self._tools = tools
@@ -147,13 +128,19 @@ class Requests:
         self._region = region or DEFAULT_REGION
         self._regions: dict[str, str] = {}  # of buckets that are elsewhere
         self._skew_s = 0.0  # the store's clock minus ours, where ours is too wrong to sign with
-        self._lock = threading.Lock()  # of the kept connections
-        self._kept: dict[str, list[Connection]] = {}
+        self._connections = Connections(tools.connect, clock, most_connections)
+        self.keep = self._connections.keep
+        self.drop = self._connections.drop
+        self.close = self._connections.close
+
+    def now_s(self) -> float:
+        """Return monotonic seconds."""
+        return self._clock.now_s()
 
     def send(
         self, call: Call, using: Callable[[Connection], None] = lambda _: None
     ) -> tuple[Connection, Head]:
-        """Return the connection and head of a successful reply; then ``keep`` or close it.
+        """Return the connection and head of a successful reply; then ``keep`` or ``drop`` it.
 
         Args:
             call: the request.
@@ -170,8 +157,9 @@ class Requests:
             connection, head = self._exchange(call, region, keys, using)
             if 200 <= head.status < 300:
                 return connection, head
+            fault = self._fault(call, connection)
             refusal = Refusal(
-                call.asked, region, head.status, head.headers, self._fault(call, connection)
+                call.asked, region, head.status, head.headers, fault, self._has_customer_key
             )
             mend = self._mend(refusal)
             if mend is None or mend in mended:
@@ -179,25 +167,6 @@ class Requests:
             mended.add(mend)
             if mend == "credentials" and credentials and keys:
                 keys = credentials.replace(keys)
-
-    def keep(self, connection: Connection) -> None:
-        """Keep a connection for another request, if it can be used again; else close it."""
-        if connection.is_reusable:
-            with self._lock:
-                kept = self._kept.setdefault(connection.peer, [])
-                if len(kept) < MAX_KEPT:
-                    connection.watch(None)
-                    kept.append(connection)
-                    return
-        connection.close()
-
-    def close(self) -> None:
-        """Close what is kept."""
-        with self._lock:
-            everything = [connection for kept in self._kept.values() for connection in kept]
-            self._kept.clear()
-        for connection in everything:
-            connection.close()
 
     def _exchange(
         self, call: Call, region: str, keys: Keys | None, using: Callable[[Connection], None]
@@ -209,8 +178,7 @@ class Requests:
         """
         place = self._addresses.of(call.asked.bucket, call.key, region)
         request = self._request(call, place, region, keys)
-        kept = self._take(place)
-        connection = kept or self._tools.connect(place.host, place.port, is_tls=place.is_tls)
+        connection, is_kept = self._connections.take(place)
         try:
             using(connection)
             connection.send(request)
@@ -218,12 +186,12 @@ class Requests:
         except StoreUnavailable:
             # A quiet one is still open: nothing came in time.
             is_closed = connection.is_untouched and not connection.is_quiet()
-            is_stale = kept and is_closed and not connection.is_cancelled
-            connection.close()
+            is_stale = is_kept and is_closed and not connection.is_cancelled
+            self.drop(connection)
             if not is_stale:
                 raise
         except BaseException:
-            connection.close()
+            self.drop(connection)
             raise
         return self._exchange(call, region, keys, using)
 
@@ -233,6 +201,10 @@ class Requests:
     def _request(self, call: Call, place: Place, region: str, keys: Keys | None) -> bytes:
         query = self._tools.quote_query(call.query)
         headers = {"host": place.authority, **dict(call.headers)}
+        if call.method == "PUT":
+            headers["content-length"] = str(len(call.body))
+        if self._tools.customer_key is not None and call.key:
+            headers.update(self._tools.customer_key())
         if keys is not None:
             headers = self._tools.sign(
                 keys,
@@ -240,28 +212,24 @@ class Requests:
                 headers,
                 region=region,
                 wall_s=self._clock.wall_s() + self._skew_s,
+                payload=hashlib.sha256(call.body).hexdigest(),
             )
         target = f"{place.path}?{query}" if query else place.path
-        return self._tools.request_head(call.method, target, headers)
+        return self._tools.request_head(call.method, target, headers) + call.body
 
-    def _take(self, place: Place) -> Connection | None:
-        """Return a kept connection that is still open, the one used last."""
-        with self._lock:
-            kept = self._kept.get(f"{place.host}:{place.port}", [])
-            while kept:
-                connection = kept.pop()
-                if connection.is_quiet():
-                    return connection
-                connection.close()
-        return None
+    @property
+    def _has_customer_key(self) -> bool:
+        return self._tools.customer_key is not None
 
     def _fault(self, call: Call, connection: Connection) -> Fault:
         """Read what an error's body says; the status alone must do if that fails."""
         body = b""
-        if call.method != "HEAD":
-            with contextlib.suppress(StoreError):
-                body = connection.read(MAX_ERROR_BYTES, may_cut=True)
-        self.keep(connection)
+        try:
+            if call.method != "HEAD":
+                with contextlib.suppress(StoreError):
+                    body = connection.read(MAX_ERROR_BYTES, may_cut=True)
+        finally:
+            self.keep(connection)
         return parse_fault(body)
 
     def _mend(self, refusal: Refusal) -> str | None:

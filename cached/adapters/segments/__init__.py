@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cached.adapters.segments.root import survey
-from cached.adapters.segments.tmpfs import TmpfsSegments
+from cached.adapters.segments.directory import DirectorySegments
+from cached.adapters.segments.memfd import MemfdSegments
+from cached.adapters.segments.opening import open_segments
+from cached.adapters.segments.store import Segments
 
-__all__ = ["TmpfsSegments", "survey"]
+__all__ = ["DirectorySegments", "MemfdSegments", "Segments", "open_segments"]

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cached.adapters.segments.root import gone, translated
 from cached.core.errors import BadReply
+from cached.core.objects import Range
+from cached.core.ranges import RangeSet
 
 if TYPE_CHECKING:
     from cached.core.errors import CachedError
 
+_DROP_BYTES: Final = 1 << 16
+
 
 class OpenFile:
-    """One file of a version: its descriptor stays open until the version is free.
+    """One file of a version, or of several that share it: open until the last of them is free.
 
     Attributes:
-        fd: read-write; -1 once closed.
+        fd: read-write; read-only if it was complete when it was adopted; -1 once closed.
         path: in the model's directory.
         size_bytes: its full length.
         lock: around every write. Writers of one tmpfs file wait for its inode's rwsem, and burn
-            CPU while they do; here they sleep (docs/decisions/001).
+            CPU while they do; here they sleep (docs/decisions/001). It also guards ``there``.
+        there: bytes of parts that have ended.
+        users: versions that have it.
+        is_suspect: somebody could write to it when it was to become read-only.
     """
 
-    __slots__ = ("fd", "lock", "path", "size_bytes")
+    __slots__ = ("fd", "is_suspect", "lock", "path", "size_bytes", "there", "users")
 
     def __init__(self, fd: int, path: str, size_bytes: int) -> None:
         self.fd = fd
         self.path = path
         self.size_bytes = size_bytes
         self.lock = threading.Lock()
+        self.there = RangeSet()
+        self.users = 1
+        self.is_suspect = False
+
+    def complete(self) -> None:
+        """Take note that all of it is there."""
+        with self.lock:
+            self.there.add(0, self.size_bytes)
 
     def close(self) -> None:
         """Give the descriptor back, and with the last one the memory: 130 ms/GiB."""
@@ -72,11 +87,7 @@ class PartSink:
             at = self._watermark
             stop = offset + len(view)
             if not (self._start <= offset <= at and stop <= self._stop):
-                message = (
-                    f"bytes {offset} to {stop} do not fit part {self._start} to {self._stop} "
-                    f"with its watermark at {at}"
-                )
-                raise ValueError(message)
+                raise self._misfit(offset, stop)
             self._check_open()
             try:
                 while at < stop:
@@ -85,21 +96,24 @@ class PartSink:
                 raise self._translated(error) from error
             self._watermark = at
 
-    def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
-        """Move exactly ``size_bytes`` from a pipe to the watermark, without a copy here.
+    def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
+        """Take exactly ``size_bytes`` out of a pipe, which belong at ``offset`` of the file.
+
+        What lies above the watermark is moved without a copy here, the rest is dropped.
 
         Raises:
             OutOfSpace: the file system is full. What was moved before counts.
             BadReply: the pipe ended early. What was moved before counts.
             LoadFailed: the version was freed.
-            ValueError: more than is left of the part: a bug of the caller.
+            ValueError: outside the part, or leaves a hole: a bug of the caller.
         """
         with self._file.lock:
-            stop = self._watermark + size_bytes
-            if stop > self._stop:
-                message = f"{size_bytes} bytes at {self._watermark} do not fit up to {self._stop}"
-                raise ValueError(message)
+            stop = offset + size_bytes
+            if not (self._start <= offset <= self._watermark and stop <= self._stop):
+                raise self._misfit(offset, stop)
             self._check_open()
+            if offset < self._watermark:  # another attempt was faster
+                _drop(pipe_fd, min(self._watermark, stop) - offset)
             while self._watermark < stop:
                 left = stop - self._watermark
                 try:
@@ -107,14 +121,35 @@ class PartSink:
                 except OSError as error:
                     raise self._translated(error) from error
                 if not moved:
-                    message = f"the body ended {left} bytes early"
-                    raise BadReply(message)
+                    raise _ended_early(left)
                 self._watermark += moved
+
+    def noted(self, grain_bytes: int) -> Range | None:
+        """Take note in the file of what this part has; return what is there around it, if any.
+
+        Args:
+            grain_bytes: of what other parts have next to it, so much counts at each end.
+        """
+        with self._file.lock:
+            start, stop = self._start, self._watermark
+            self._file.there.add(start, stop)
+            found = self._file.there.first(start, stop)
+        if found is None:
+            return None
+        start -= start % grain_bytes
+        stop += -stop % grain_bytes
+        return Range(max(start, found.start), min(stop, found.stop))
 
     def close(self) -> None:
         """Refuse whatever comes; waits for a write that is under way."""
         with self._file.lock:
             self._is_closed = True
+
+    def _misfit(self, offset: int, stop: int) -> ValueError:
+        return ValueError(
+            f"bytes {offset} to {stop} do not fit part {self._start} to {self._stop} "
+            f"with its watermark at {self._watermark}"
+        )
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -122,3 +157,15 @@ class PartSink:
 
     def _translated(self, error: OSError) -> CachedError:
         return translated(error, f"cannot write {self._file.path} at byte {self._watermark}")
+
+
+def _drop(pipe_fd: int, left_bytes: int) -> None:
+    while left_bytes:
+        got_bytes = len(os.read(pipe_fd, min(left_bytes, _DROP_BYTES)))
+        if not got_bytes:
+            raise _ended_early(left_bytes)
+        left_bytes -= got_bytes
+
+
+def _ended_early(left_bytes: int) -> BadReply:
+    return BadReply(f"the body ended {left_bytes} bytes early")

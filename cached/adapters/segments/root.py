@@ -1,39 +1,23 @@
-"""The directory that holds the segments: who owns it, what lies in it, what its refusals mean."""
+"""The directory that holds the segments: who owns it, and what the system's refusals mean."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+import stat
+from typing import TYPE_CHECKING, Final
 
 from cached.core.errors import InvalidConfig, LoadFailed, OutOfSpace
-from cached.core.objects import VersionRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cached.core.errors import CachedError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 _NO_DESCRIPTOR: Final = {errno.EMFILE, errno.ENFILE}
 _LOCK_MODE: Final = 0o600  # whoever can open the file can lock it, for as long as he likes
 _OTHER_ROOT: Final = "name another directory with --segment-root"
-
-
-class Left(NamedTuple):
-    """A version that lies in a root.
-
-    Attributes:
-        path: its directory.
-        is_published: complete; else it was being filled.
-        size_bytes: of its files.
-    """
-
-    of: VersionRef
-    path: str
-    is_published: bool
-    size_bytes: int
 
 
 def claim(root: str, dir_mode: int) -> int:
@@ -95,55 +79,46 @@ def unusable(root: str, error: OSError) -> InvalidConfig:
     return InvalidConfig(message, hint=f"make it writable, or {_OTHER_ROOT}")
 
 
-def survey(root: str) -> list[Left]:
-    """Return the versions that lie in a root, whoever put them there."""
-    found = []
-    for entry in _directories(f"{root}/filling"):
-        name, _, version = entry.name.rpartition("@")
-        of = VersionRef(name, version.partition("~")[0])
-        found.append(Left(of, entry.path, is_published=False, size_bytes=_size(entry.path)))
-    for home in _directories(f"{root}/models"):
-        for entry in _directories(home.path):
-            of = VersionRef(home.name, entry.name)
-            found.append(Left(of, entry.path, is_published=True, size_bytes=_size(entry.path)))
-    return found
-
-
-def _directories(path: str) -> Iterator[os.DirEntry[str]]:
-    if os.path.isdir(path):
-        with os.scandir(path) as entries:
-            yield from sorted(
-                (entry for entry in entries if entry.is_dir(follow_symlinks=False)),
-                key=lambda entry: entry.name,
-            )
-
-
-def _size(directory: str) -> int:
-    return sum(
-        os.lstat(os.path.join(where, name)).st_size
-        for where, _, names in os.walk(directory)
-        for name in names
-    )
-
-
 def make_directory(path: str, mode: int) -> None:
     """Make a directory with exactly this mode, whatever the umask."""
     os.mkdir(path, mode)
     os.chmod(path, mode)
 
 
-def remove_tree(path: str) -> None:
-    """Remove a directory and all below; follow no link. Nothing there is fine."""
-    if not os.path.isdir(path):
+def make_parents(directory: str, path: str, mode: int) -> None:
+    """Make the directories between a directory and a file that is to lie below it."""
+    at = path.find("/")
+    while at >= 0:
+        with contextlib.suppress(FileExistsError):
+            make_directory(f"{directory}/{path[:at]}", mode)
+        at = path.find("/", at + 1)
+
+
+def is_directory(path: str) -> bool:
+    """Return whether a path is a directory itself, and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def remove(path: str) -> None:
+    """Remove whatever is there, and all below; follow no link. Nothing there is fine."""
+    if not is_directory(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         return
-    with os.scandir(path) as found:
-        entries = list(found)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(entry.path)
-        else:
-            os.unlink(entry.path)
-    os.rmdir(path)
+    directories = [path]
+    for directory in directories:  # grows: each comes before what lies in it
+        with os.scandir(directory) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.path)
+            else:
+                os.unlink(entry.path)
+    for directory in reversed(directories):
+        os.rmdir(directory)
 
 
 def translated(error: OSError, action: str) -> CachedError:

@@ -81,7 +81,7 @@ class Bytes:
         assert offset == self.watermark
         self.data += view
 
-    def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
+    def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
         raise AssertionError("nothing is spliced here")
 
 

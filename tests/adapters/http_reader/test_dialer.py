@@ -8,7 +8,7 @@ import resource
 import socket
 import ssl
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -121,13 +121,28 @@ def test_a_certificate_for_another_name_is_refused(
     dialer(tls.AUTHORITY).connect("bucket.s3.test", 443, is_tls=True).close()
 
 
-def test_tls_before_1_2_is_refused(serve: Callable[..., Server]):
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_tls_before_1_2_is_refused(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
+    """Also where Python's own default would allow it."""
     context = tls.server_context()
-    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     server = serve(REPLY, context)
-    with pytest.raises(StoreUnavailable, match="no TLS connection"):
+    real = ssl.create_default_context
+
+    def lax(**settings: Any) -> ssl.SSLContext:
+        made = real(**settings)
+        made.minimum_version = ssl.TLSVersion.TLSv1
+        made.set_ciphers("ALL:@SECLEVEL=0")
+        return made
+
+    with (
+        socket.create_connection(("127.0.0.1", server.port)) as plain,
+        lax(cafile=tls.AUTHORITY).wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        assert secured.version() == "TLSv1.1"
+    monkeypatch.setattr(ssl, "create_default_context", lax)
+    with pytest.raises(StoreUnavailable, match=r"no TLS connection .* TLS 1\.2 or later"):
         dialer(tls.AUTHORITY).connect("127.0.0.1", server.port, is_tls=True)
 
 

@@ -126,7 +126,7 @@ def test_only_plain_http_is_spliced_and_only_with_a_large_pipe(pair: Pair, way: 
         def accept(self, offset: int, view: memoryview) -> None:
             self.ways.append("copied")
 
-        def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
+        def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
             os.read(pipe_fd, size_bytes)
             self.ways.append("spliced")
 
@@ -142,6 +142,23 @@ def test_what_another_attempt_wrote_is_not_spliced_over(pair: Pair):
     moved = 0
     while moved < 20:
         moved += pair.receiver.move(START + moved, 20 - moved, pair.part)
+    assert pair.there()[:20] == b"winner and then more"
+
+
+def test_a_wait_that_another_attempt_overtakes_goes_on(pair: Pair, quick: None):
+    overtaken: list[float] = []
+
+    def overtake(idle_s: float) -> None:
+        if not overtaken:
+            overtaken.append(idle_s)
+            pair.part.accept(START, memoryview(b"winner"))
+            pair.far.sendall(b"loser, and then more")
+
+    pair.receiver.on_idle = overtake
+    steps: list[int] = []
+    while sum(steps) < 20:
+        steps.append(pair.receiver.move(START + sum(steps), 20 - sum(steps), pair.part))
+    assert 0 not in steps, "which would be the end of the connection"
     assert pair.there()[:20] == b"winner and then more"
 
 
@@ -325,7 +342,7 @@ def test_a_sink_that_fails_leaves_nothing_open_and_nothing_in_the_pipe(way: str)
         def accept(self, offset: int, view: memoryview) -> None:
             raise OutOfSpace("full")
 
-        def accept_from_pipe(self, pipe_fd: int, size_bytes: int) -> None:
+        def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
             raise OutOfSpace("full")
 
     before = len(os.listdir("/proc/self/fd"))

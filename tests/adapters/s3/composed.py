@@ -8,6 +8,7 @@ from cached.adapters.credentials import Credentials
 from cached.adapters.http_reader.dialer import Dialer
 from cached.adapters.http_reader.heads import request_head
 from cached.adapters.s3.addresses import Addresses
+from cached.adapters.s3.customer_key import headers_of
 from cached.adapters.s3.requests import Requests, Tools
 from cached.adapters.s3.store import S3Store
 from cached.adapters.sigv4 import Signer, quote_path, quote_query
@@ -51,6 +52,7 @@ def tools(
     receive_timeout_s: float = 5.0,
     ca_bundle: str | None = None,
     warn: Warnings | None = None,
+    customer_key: str | None = None,
 ) -> Tools:
     """Return what the composer hands over; without ``environ`` nothing is signed."""
     dialer = Dialer(connect_timeout_s=5.0, receive_timeout_s=receive_timeout_s, ca_bundle=ca_bundle)
@@ -64,6 +66,7 @@ def tools(
         quote_query=quote_query,
         credentials=credentials,
         warn=Warnings() if warn is None else warn,
+        customer_key=None if customer_key is None else lambda: headers_of(customer_key),
     )
 
 

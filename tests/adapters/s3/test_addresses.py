@@ -97,6 +97,16 @@ def test_plain_http_to_anything_else_is_refused(endpoint: str):
         Addresses(endpoint, "auto", quote_path)
 
 
+@pytest.mark.parametrize("allow_insecure", [False, True])
+def test_a_key_of_the_customer_is_not_sent_in_the_clear(allow_insecure: bool):
+    settings = {"allow_insecure": allow_insecure, "sends_key": True}
+    Addresses(None, "auto", quote_path, **settings)
+    Addresses("https://store.example", "auto", quote_path, **settings)
+    Addresses("http://127.0.0.1:9000", "auto", quote_path, **settings)
+    with pytest.raises(InsecureEndpoint, match=r"with sse_customer_key_file: .*; use https://"):
+        Addresses("http://store.example", "auto", quote_path, **settings)
+
+
 @pytest.mark.parametrize(
     "endpoint",
     [

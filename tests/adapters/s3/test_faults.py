@@ -20,6 +20,7 @@ from cached.core.errors import (
 WALL_S = 1_800_000_000.0
 GET = Asked("s3:GetObject", "models", "llm/a")
 LIST = Asked("s3:ListBucket", "models", "llm/")
+UUID = "1234abcd-12ab-34cd-56ef-1234567890ab"
 ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
 
@@ -113,8 +114,8 @@ def test_a_denial_names_what_a_policy_must_allow(asked: Asked, action: str, reso
     [
         (403, "AccessDenied", f"User x is not authorized to perform: kms:Decrypt on {ARN}", ARN),
         (403, "AccessDenied", f"no kms:Decrypt on resource ({ARN}).", ARN),
-        (400, "KMS.DisabledException", f"{ARN} is disabled.", ARN),
         (400, "KMS.NotFoundException", "key is gone", "its KMS key"),
+        (400, "KMS.NotFoundException", f"Key '{UUID}' does not exist", UUID),
         (403, "AccessDenied", "not authorized to perform: kms:Decrypt", "its KMS key"),
     ],
 )
@@ -123,6 +124,79 @@ def test_a_key_of_kms_that_may_not_be_used_is_named(status: int, code: str, mess
     assert isinstance(found, AccessDenied)
     assert f"encrypted with {key}, which" in found.message
     assert f"kms:Decrypt on {key} for" in found.hint
+
+
+def test_a_key_of_kms_that_only_a_header_names_is_named():
+    headers = {"x-amz-server-side-encryption-aws-kms-key-id": ARN}
+    found = error(403, "AccessDenied", "not authorized to perform: kms:Decrypt", headers=headers)
+    assert f"kms:Decrypt on {ARN} for" in found.hint
+
+
+@pytest.mark.parametrize("code", ["KMS.DisabledException", "KMS.KMSInvalidStateException"])
+def test_a_key_of_kms_that_is_switched_off_is_named(code: str):
+    found = error(400, code, f"{ARN} is disabled.")
+    assert isinstance(found, AccessDenied)
+    assert f"encrypted with {ARN}, which" in found.message
+    assert f"enable {ARN}" in found.hint
+    assert "kms:Decrypt" in found.hint
+
+
+def test_who_writes_needs_two_rights_to_a_key_of_kms():
+    asked = Asked("s3:PutObject", "models", "llm/a")
+    found = error(403, "AccessDenied", "to perform: kms:GenerateDataKey", asked=asked)
+    assert "allow kms:GenerateDataKey and kms:Decrypt on its KMS key" in found.hint
+
+
+def test_kms_takes_no_unsigned_requests():
+    text = "Requests specifying Server Side Encryption with AWS KMS managed keys require SigV4."
+    found = error(400, "InvalidArgument", text)
+    assert isinstance(found, AccessDenied)
+    assert "signed requests only" in found.message
+    assert "leave anonymous out" in found.hint
+
+
+@pytest.mark.parametrize("code", ["ThrottlingException", "KMS.ThrottlingException"])
+def test_kms_that_is_asked_too_often_is_asked_again(code: str):
+    text = "You have exceeded the rate at which you may call KMS."
+    assert isinstance(error(400, code, text), StoreUnavailable)
+
+
+NEEDS_KEY = (
+    "The object was stored using a form of Server Side Encryption. "
+    "The correct parameters must be provided to retrieve the object."
+)
+
+NEEDS_KEY_TOO = (
+    "Requests specifying Server Side Encryption with Customer provided keys must provide "
+    "the customer key."
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "has_key", "words"),
+    [
+        (NEEDS_KEY, False, "by a customer's key (SSE-C), and none was sent"),
+        (NEEDS_KEY_TOO, False, "by a customer's key (SSE-C), and none was sent"),
+        (NEEDS_KEY, True, "by another customer's key than was sent"),
+        ("The encryption parameters are not applicable to this object.", True, "is not encrypted"),
+    ],
+)
+def test_a_key_of_the_customer_that_does_not_fit_names_the_option(
+    message: str, has_key: bool, words: str
+):
+    fault = Fault("InvalidRequest", message, {})
+    found = error_of(Refusal(GET, "eu-central-1", 400, {}, fault, has_key), WALL_S)
+    assert isinstance(found, AccessDenied)
+    assert words in found.message
+    assert "sse_customer_key_file" in found.hint
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_a_denial_may_be_for_a_wrong_key_of_the_customer(has_key: bool):
+    fault = Fault("AccessDenied", "Access Denied", {})
+    found = error_of(Refusal(GET, "eu-central-1", 403, {}, fault, has_key), WALL_S)
+    assert isinstance(found, AccessDenied)
+    assert ("sse_customer_key_file" in found.hint) == has_key
 
 
 def test_a_wrong_region_names_both():

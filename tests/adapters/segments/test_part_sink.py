@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from cached.core.errors import BadReply, LoadFailed, OutOfSpace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cached.core.objects import Range
+
 SIZE = 4000
 START, STOP = 1000, 3000
 
@@ -27,7 +30,8 @@ class Target:
     def __init__(self) -> None:
         self.fd = os.memfd_create("target")
         os.ftruncate(self.fd, SIZE)
-        self.sink = PartSink(OpenFile(self.fd, "a.safetensors", SIZE), START, STOP)
+        self.file = OpenFile(self.fd, "a.safetensors", SIZE)
+        self.sink = PartSink(self.file, START, STOP)
 
     def read(self, start: int = 0, stop: int = SIZE) -> bytes:
         return os.pread(self.fd, stop - start, start)
@@ -134,7 +138,7 @@ def test_a_pipe_is_moved_to_the_watermark(target, pipe):
     out, into = pipe
     target.accept(START, b"abc")
     os.write(into, b"defgh")
-    target.sink.accept_from_pipe(out, 5)
+    target.sink.accept_from_pipe(out, target.sink.watermark, 5)
     assert target.read(START, START + 8) == b"abcdefgh"
     assert target.sink.watermark == START + 8
 
@@ -142,7 +146,7 @@ def test_a_pipe_is_moved_to_the_watermark(target, pipe):
 def test_no_more_is_taken_from_a_pipe_than_asked_for(target, pipe):
     out, into = pipe
     os.write(into, b"abcdef")
-    target.sink.accept_from_pipe(out, 4)
+    target.sink.accept_from_pipe(out, START, 4)
     assert target.sink.watermark == START + 4
     assert os.read(out, 10) == b"ef"
 
@@ -152,15 +156,93 @@ def test_a_pipe_that_ends_early_leaves_what_came(target):
     os.write(into, b"abc")
     os.close(into)
     with pytest.raises(BadReply, match="ended 2 bytes early"):
-        target.sink.accept_from_pipe(out, 5)
+        target.sink.accept_from_pipe(out, target.sink.watermark, 5)
     os.close(out)
     assert target.sink.watermark == START + 3
     assert target.read(START, START + 5) == b"abc\0\0"
 
 
+def test_what_another_attempt_has_brought_is_dropped_from_a_pipe(target, pipe):
+    out, into = pipe
+    target.accept(START, b"abc")
+    os.write(into, b"XYZdefgh")
+    target.sink.accept_from_pipe(out, START, 5)
+    assert target.read(START, START + 6) == b"abcde\0"
+    target.accept(START + 5, b"fghij")
+    target.sink.accept_from_pipe(out, START + 5, 3)
+    assert target.read(START, START + 11) == b"abcdefghij\0"
+    assert target.sink.watermark == START + 10
+    assert select.select([out], [], [], 0)[0] == [], "nothing is left in it"
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.booleans(), st.integers(1, 900)), max_size=20))
+def test_any_two_attempts_with_and_without_pipes_make_the_same_bytes(steps):
+    truth = random.Random(1).randbytes(SIZE)
+    target = Target()
+    out, into = os.pipe()
+    at = [START, START]
+    for attempt, by_pipe, size in steps:
+        start, stop = at[attempt], min(at[attempt] + size, STOP)
+        if by_pipe and stop > start:
+            os.write(into, truth[start:stop])
+            target.sink.accept_from_pipe(out, start, stop - start)
+        else:
+            target.accept(start, truth[start:stop])
+        at[attempt] = stop
+    reached = max(at)
+    assert target.sink.watermark == reached
+    assert target.read(START, reached) == truth[START:reached]
+    assert target.read(reached) == bytes(SIZE - reached)
+    for fd in (target.fd, out, into):
+        os.close(fd)
+
+
+def test_a_pipe_that_ends_within_what_is_dropped_ends_early(target):
+    out, into = os.pipe()
+    target.accept(START, b"abcde")
+    os.write(into, b"abc")
+    os.close(into)
+    with pytest.raises(BadReply, match="ended 2 bytes early"):
+        target.sink.accept_from_pipe(out, START, 5)
+    os.close(out)
+
+
+@pytest.mark.parametrize("offset", [START - 1, START + 4, STOP])
+def test_a_pipe_before_the_part_or_after_a_hole_is_refused_and_not_read(target, pipe, offset):
+    target.accept(START, b"abc")
+    os.write(pipe[1], b"x")
+    with pytest.raises(ValueError, match="do not fit"):
+        target.sink.accept_from_pipe(pipe[0], offset, 1)
+    assert os.read(pipe[0], 10) == b"x"
+    assert target.read(START, START + 5) == b"abc\0\0"
+
+
+def noted(target: Target, start: int, stop: int, grain: int = 100) -> Range | None:
+    sink = PartSink(target.file, start, stop)
+    sink.accept(start, memoryview(bytes(stop - start)))
+    return sink.noted(grain)
+
+
+def test_what_was_written_is_noted_with_its_neighbours_up_to_the_grain(target):
+    assert noted(target, 0, 150) == (0, 150)
+    assert noted(target, 350, 500) == (350, 500)
+    assert noted(target, 150, 350) == (100, 400)
+    assert list(target.file.there) == [(0, 500)]
+
+
+def test_of_a_part_without_a_byte_nothing_is_noted(target):
+    assert target.sink.noted(100) is None
+    assert list(target.file.there) == []
+
+
+def test_a_complete_file_is_all_there(target):
+    target.file.complete()
+    assert list(target.file.there) == [(0, SIZE)]
+
+
 def test_a_pipe_with_more_than_the_part_takes_is_refused(target, pipe):
     with pytest.raises(ValueError, match="do not fit"):
-        target.sink.accept_from_pipe(pipe[0], STOP - START + 1)
+        target.sink.accept_from_pipe(pipe[0], START, STOP - START + 1)
 
 
 def test_after_close_nothing_is_written(target, pipe):
@@ -169,7 +251,7 @@ def test_after_close_nothing_is_written(target, pipe):
     with pytest.raises(LoadFailed, match="not in memory any more"):
         target.accept(START, b"abc")
     with pytest.raises(LoadFailed, match="not in memory any more"):
-        target.sink.accept_from_pipe(pipe[0], 3)
+        target.sink.accept_from_pipe(pipe[0], START, 3)
     assert target.read() == bytes(SIZE)
 
 
@@ -193,7 +275,7 @@ def test_a_file_system_that_fills_up_under_a_pipe_is_a_clear_error(target, pipe,
 
     monkeypatch.setattr(os, "splice", splice)
     with pytest.raises(OutOfSpace, match="No space"):
-        target.sink.accept_from_pipe(pipe[0], 3)
+        target.sink.accept_from_pipe(pipe[0], START, 3)
     assert target.sink.watermark == START
 
 

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cached.adapters.segments import survey
-from cached.adapters.segments.root import Left, claim, make_directory, remove_tree, translated
+from cached.adapters.segments.root import (
+    claim,
+    is_directory,
+    make_directory,
+    make_parents,
+    remove,
+    translated,
+)
 from cached.core.errors import InvalidConfig, LoadFailed, OutOfSpace
-from cached.core.objects import VersionRef
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,29 +107,6 @@ def test_the_mode_of_a_directory_does_not_depend_on_the_umask(tmp_path: Path):
     assert mode(str(tmp_path / "a")) == 0o755
 
 
-def test_a_survey_lists_versions_with_their_sizes(tmp_path: Path):
-    for path, size in {
-        "models/llm/1/a": 10,
-        "models/llm/1/sub/b": 5,
-        "models/llm/2/a": 1,
-        "filling/a.b-c@9~4/x": 7,
-    }.items():
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(bytes(size))
-    (tmp_path / "models/llm/current").symlink_to("1")
-    (tmp_path / "models/stray").touch()
-    assert survey(str(tmp_path)) == [
-        Left(VersionRef("a.b-c", "9"), str(tmp_path / "filling/a.b-c@9~4"), False, 7),
-        Left(VersionRef("llm", "1"), str(tmp_path / "models/llm/1"), True, 15),
-        Left(VersionRef("llm", "2"), str(tmp_path / "models/llm/2"), True, 1),
-    ]
-
-
-def test_a_survey_of_an_empty_root_lists_nothing(tmp_path: Path):
-    assert survey(str(tmp_path)) == []
-
-
 def test_a_tree_is_removed_without_following_links(tmp_path: Path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "precious").touch()
@@ -133,10 +115,41 @@ def test_a_tree_is_removed_without_following_links(tmp_path: Path):
     (tree / "a" / "file").touch()
     (tree / "a" / "link").symlink_to(tmp_path / "outside")
     (tree / "dangling").symlink_to("nowhere")
-    remove_tree(str(tree))
+    remove(str(tree))
     assert not tree.exists()
     assert (tmp_path / "outside" / "precious").exists()
-    remove_tree(str(tree))
+    remove(str(tree))
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    (tmp_path / "link").symlink_to("outside")
+    assert not is_directory(str(tmp_path / "link"))
+    remove(str(tmp_path / "link"))
+    assert os.listdir(tmp_path) == ["outside"]
+    assert (tmp_path / "outside" / "precious").exists()
+
+
+def test_a_tree_is_removed_however_deep_it_is(tmp_path: Path):
+    top = os.getcwd()
+    (tmp_path / "tree").mkdir()
+    os.chdir(tmp_path / "tree")
+    try:
+        for _ in range(1100):  # deeper than Python recurses
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(top)
+    remove(str(tmp_path / "tree"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_parents_are_made_once_each_with_their_mode(tmp_path: Path):
+    for path in ("top", "a/b/c", "a/b/d", "a/e"):
+        make_parents(str(tmp_path), path, 0o755)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"a", "a/b"}
+    assert mode(str(tmp_path / "a" / "b")) == 0o755
 
 
 @pytest.mark.parametrize(

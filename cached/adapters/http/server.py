@@ -1,5 +1,7 @@
 """The HTTP side: health, readiness, metrics and the models, in a thread of its own.
 
+With a token file it takes orders too: what the commands prefetch, evict, refresh and purge do.
+
 The port is taken by the constructor, which needs nothing but ``socket``: a port that is in use is
 an error at start. aiohttp and uvloop (as slow to import as all the rest of the daemon) are
 imported by the thread ``cached-http``; who connects before that waits in the kernel's backlog.
@@ -15,7 +17,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from cached.core.errors import InvalidConfig, TimedOut
+from cached.core.errors import BadRequest, CachedError, InvalidConfig, NotPermitted, TimedOut
 from cached.core.wire import error_body
 
 if TYPE_CHECKING:
@@ -25,14 +27,18 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    Status = dict[str, object]
-    Snapshot = Callable[[Callable[[Status], None]], None]
-    """Asks the daemon for its ``status`` reply; any thread may call back, once or never."""
+    from cached.adapters.http.token_file import TokenFile
 
-    Render = Callable[[Status, str], tuple[bytes, str]]
+    Body = dict[str, object]
+    Ask = Callable[[str, Body, Callable[[Body], None]], None]
+    """Sends the daemon a request (op, fields); any thread may call back, once or never."""
+
+    Render = Callable[[Body, str], tuple[bytes, str]]
     """Makes the exposition of the metrics, and its content type, of a status and ``Accept``."""
 
 SNAPSHOT_TIMEOUT_S = 2.0  # a mailbox that is busy for so long is what a probe should see
+CHANGE_TIMEOUT_S = 60.0  # evict and purge wait for the kernel: 0.13 s for 1 GiB
+MAX_BODY_BYTES = 4096
 SHUTDOWN_TIMEOUT_S = 1.0  # for answers under way, and for idle connections of scrapers
 BACKLOG = 128
 NEEDS = ("aiohttp", "uvloop", "prometheus_client")
@@ -43,17 +49,33 @@ cached
 /readyz   200 once the models to be prefetched are there, else 503 with the reason
 /models   models and memory, JSON
 /metrics  Prometheus text or OpenMetrics
+
+With --http-token-file and "Authorization: Bearer TOKEN":
+POST /models/NAME/prefetch   POST /models/NAME/evict   POST /purge
+POST /models/NAME/refresh    with {"version": "V"}: go back to a version in memory
 """
+STATUSES = {  # of the daemon's refusals; of others 500
+    "bad_request": 400,
+    "model_unknown": 404,
+    "version_unknown": 404,
+    "not_permitted": 409,  # the token allows it; somebody holds the model
+    "load_failed": 502,
+    "daemon_unavailable": 503,
+    "timed_out": 504,
+    "out_of_space": 507,
+    "over_budget": 507,
+}
 
 
 class HttpServer:
-    """Answers GET and HEAD on one port; changes nothing.
+    """Answers GET and HEAD on one port; changes something only by the token.
 
     Args:
         host: address or name to bind to.
         port: 0 takes a free one, see ``port``.
         why_not_ready: a flag read, in the HTTP thread: "" when ready, else the reason.
-        snapshot: for /models and /metrics.
+        ask: the daemon, as its owner.
+        token_file: who knows what is in it may POST; ``None``: nobody may.
         render: for /metrics; called in the HTTP thread.
         failed: told of errors inside the HTTP side, one line of text each.
 
@@ -65,13 +87,14 @@ class HttpServer:
         InvalidConfig: the port is taken or the host is none of ours; or a library is missing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place, by keywords
         self,
         host: str,
         port: int,
         *,
         why_not_ready: Callable[[], str],
-        snapshot: Snapshot,
+        ask: Ask,
+        token_file: TokenFile | None,
         render: Render,
         failed: Callable[[str], None],
     ) -> None:
@@ -80,7 +103,8 @@ class HttpServer:
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         self._why_not_ready = why_not_ready
-        self._snapshot = snapshot
+        self._ask = ask
+        self._token_file = token_file
         self._render = render
         self._failed = failed
         self._lock = threading.Lock()  # of the two below
@@ -120,7 +144,7 @@ class HttpServer:
 
         from aiohttp import web
 
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/", self._index),
@@ -128,6 +152,8 @@ class HttpServer:
                 web.get("/readyz", self._readyz),
                 web.get("/models", self._models),
                 web.get("/metrics", self._metrics),
+                web.post("/models/{model}/{op:prefetch|evict|refresh}", self._change),
+                web.post("/{op:purge}", self._change),
             ]
         )
         app.on_response_prepare.append(_set_headers)
@@ -165,7 +191,7 @@ class HttpServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         try:
-            return _json(await self._status())
+            return _json(await self._answer("status", {}, SNAPSHOT_TIMEOUT_S))
         except TimedOut as error:
             return _json(error_body(error), 503)
 
@@ -173,39 +199,107 @@ class HttpServer:
         from aiohttp import web
 
         try:
-            status = await self._status()
+            status = await self._answer("status", {}, SNAPSHOT_TIMEOUT_S)
         except TimedOut as error:
             return _json(error_body(error), 503)
         body, content_type = self._render(status, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _status(self) -> Status:
+    async def _change(self, request: web.Request) -> web.Response:
+        """Do what the path says, for who knows the token; before that nothing else is looked at."""
+        refusal = self._refusal(request.headers.get("Authorization"))
+        if refusal is not None:
+            return refusal
+        op = request.match_info["op"]
+        try:
+            fields = await _fields(request, op)
+            if "model" in request.match_info:
+                fields["model"] = request.match_info["model"]
+            reply = await self._answer(op, fields, CHANGE_TIMEOUT_S)
+        except CachedError as error:
+            reply = error_body(error)
+        return _json(reply, _status_of(reply))
+
+    def _refusal(self, authorization: str | None) -> web.Response | None:
+        """Return what whoever may not change anything is told; ``None``: go on."""
+        if self._token_file is None:
+            off = NotPermitted(
+                "changes over HTTP are off", hint="start the daemon with --http-token-file PATH"
+            )
+            return _json(error_body(off), 404)
+        if authorization is None:
+            missing = NotPermitted("who asks is not known", hint="send Authorization: Bearer TOKEN")
+            return _json(error_body(missing), 401, {"WWW-Authenticate": "Bearer"})
+        try:
+            if self._token_file.allows(authorization):
+                return None
+        except InvalidConfig as error:
+            self._failed(str(error))
+            closed = NotPermitted("the token cannot be read", hint="the daemon's log says why")
+            return _json(error_body(closed), 503)
+        wrong = NotPermitted("the token is wrong", hint="it is the text in --http-token-file")
+        return _json(error_body(wrong), 403)
+
+    async def _answer(self, op: str, fields: Body, timeout_s: float) -> Body:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Status] = loop.create_future()
+        future: asyncio.Future[Body] = loop.create_future()
 
-        def settle(status: Status) -> None:
+        def settle(reply: Body) -> None:
             if not future.done():
-                future.set_result(status)
+                future.set_result(reply)
 
-        def answered(status: Status) -> None:
+        def answered(reply: Body) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, status)
+                loop.call_soon_threadsafe(settle, reply)
 
-        self._snapshot(answered)
+        self._ask(op, fields, answered)
         try:
-            async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError as error:
-            message = f"the daemon did not tell its status within {SNAPSHOT_TIMEOUT_S} s"
+            message = f"the daemon did not answer {op} within {timeout_s:g} s"
             raise TimedOut(message, hint="it is busy or hangs: see its log") from error
 
 
-def _json(body: object, status: int = 200) -> web.Response:
+async def _fields(request: web.Request, op: str) -> Body:
+    """Return the members of the body, which may be empty.
+
+    Raises:
+        BadRequest: it is no JSON object, too long, late, or holds what nobody reads.
+    """
+    import asyncio
+
     from aiohttp import web
 
-    return web.json_response(body, status=status, dumps=_dumps)
+    known = {"version"} if op == "refresh" else set()
+    try:
+        async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+            raw = await request.read()
+        fields = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("the body is not JSON", hint="leave it empty") from error
+    except (TimeoutError, web.HTTPRequestEntityTooLarge) as error:
+        most = f"{MAX_BODY_BYTES} bytes, and come within {SNAPSHOT_TIMEOUT_S:g} s"
+        message = f"the body may have at most {most}"
+        raise BadRequest(message, hint="leave it empty") from error
+    if not isinstance(fields, dict) or not fields.keys() <= known:
+        takes = 'empty, or {"version": "V"}' if known else "empty"
+        message = f"the body of {op} must be {takes}"
+        raise BadRequest(message, hint="docs/wire.md says what each takes")
+    return fields
+
+
+def _status_of(reply: Body) -> int:
+    error = reply.get("error")
+    return STATUSES.get(str(error.get("code")), 500) if isinstance(error, dict) else 200
+
+
+def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    from aiohttp import web
+
+    return web.json_response(body, status=status, headers=headers, dumps=_dumps)
 
 
 def _dumps(body: object) -> str:

@@ -1,4 +1,4 @@
-"""What the daemon counts, and the table of all its metrics, ``ROWS``: docs/metrics.md as well.
+"""What the daemon counts, and its exposition.
 
 Counting needs no library: prometheus_client is imported by the first scrape.
 """
@@ -8,121 +8,28 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from cached.adapters.metrics.rows import ROWS
+from cached.adapters.metrics.status import status_values
 from cached.core import effects, errors, events
-from cached.core.lifecycle import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
+    from cached.adapters.metrics.status import Values
     from cached.core.effects import Effect
     from cached.core.events import Event
-    from cached.core.objects import PeerId, VersionRef
+    from cached.core.objects import Part, PeerId, VersionRef
 
-    Values = dict[tuple[str, ...], float]
-    """By the values of the labels, in the order of the row."""
-
-COUNTER, GAUGE, HISTOGRAM, INFO = "counter", "gauge", "histogram", "info"
 OTHER = "other"
 MAX_SERIES = 64  # of one counter: whatever comes, its labels are bounded
 LOCAL = 0  # the peer that stands for the daemon itself
 
 OPS = {"hello", "open", "descriptors", "wait", "arrivals", "check", "cancel"}
-OPS |= {"status", "prefetch", "evict"}
-STATES = (*MODEL, "freeing")
-# From a warm open (0.2 ms) to a big model over a slow link.
-OPEN_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-GET_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30)
-LAG_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
-
-
-class Row(NamedTuple):
-    """One metric.
-
-    Attributes:
-        name: as exposed; of a histogram without its suffixes.
-        kind: of the exposition format.
-        help: what it tells.
-        labels: their names.
-        is_stable: changes only with a major version; else at any time.
-        buckets: upper bounds of a histogram; +Inf is added.
-    """
-
-    name: str
-    kind: str
-    help: str
-    labels: tuple[str, ...] = ()
-    is_stable: bool = True
-    buckets: tuple[float, ...] = ()
-
-    @property
-    def family(self) -> str:
-        """The name without what its kind appends."""
-        return self.name.removesuffix("_total").removesuffix("_info")
-
-    @property
-    def unit(self) -> str:
-        """``seconds``, ``bytes``, or "" for a count or a flag."""
-        last = self.family.rpartition("_")[2]
-        return last if last in {"seconds", "bytes"} else ""
-
-
-def _gauge(name: str, text: str, *labels: str, is_stable: bool = True) -> Row:
-    return Row(name, GAUGE, text, labels, is_stable)
-
-
-def _counter(name: str, text: str, *labels: str, is_stable: bool = True) -> Row:
-    return Row(name, COUNTER, text, labels, is_stable)
-
-
-def _histogram(name: str, text: str, buckets: tuple[float, ...], *, is_stable: bool = True) -> Row:
-    return Row(name, HISTOGRAM, text, (), is_stable, buckets)
-
-
-ROWS = (
-    Row("cached_build_info", INFO, "Which daemon this is.", ("version", "python")),
-    _gauge("cached_uptime_seconds", "Since the daemon started."),
-    _gauge("cached_ready", "1 once every model to be prefetched has been complete."),
-    _gauge("cached_model_bytes", "Bytes in memory of the current version.", "model", "state"),
-    _gauge("cached_model_size_bytes", "Size of the current version, once it is known.", "model"),
-    _gauge("cached_model_state", "1 for the state that the model is in.", "model", "state"),
-    _gauge("cached_model_leases", "Leases held on it.", "model"),
-    _counter("cached_model_opens_total", "Opens asked for, answered or not.", "model"),
-    _gauge("cached_load_seconds", "Admission to publication of the current version.", "model"),
-    _counter("cached_loads_total", "Versions published.", "model"),
-    _counter("cached_loads_refused_total", "Loads that did not begin, or not end.", "code"),
-    _counter("cached_evictions_total", "Versions taken out of memory.", "reason"),
-    _gauge("cached_versions_still_mapped", "Out of use; their memory waits for the last mapping."),
-    _gauge("cached_memory_budget_bytes", "What all models together may hold."),
-    _gauge("cached_memory_free_bytes", "Of the budget: promised to nobody."),
-    _gauge("cached_memory_reserved_bytes", "Of the budget: promised to loads, not there yet."),
-    _gauge("cached_memory_committed_bytes", "Of the budget: on pages."),
-    _gauge("cached_memory_leased_bytes", "Of the budget: under a lease."),
-    _gauge("cached_process_private_bytes", "The daemon's own memory."),
-    _counter("cached_process_cpu_seconds_total", "The daemon's CPU time."),
-    _counter("cached_fetch_bytes_total", "Bytes fetched into segments.", "model"),
-    _counter("cached_gets_total", "Ranged GETs that ended: 206, or the error's code.", "code"),
-    _gauge("cached_gets_in_flight", "Ranged GETs under way."),
-    _histogram("cached_get_seconds", "A whole ranged GET, from its request to its end.", GET_S),
-    _counter("cached_retries_total", "GETs and listings tried again.", "reason"),
-    _histogram("cached_resolve_seconds", "Listing a model's objects, errors included.", GET_S),
-    _gauge("cached_connections", "Workers that are connected."),
-    _counter("cached_connections_refused_total", "Closed at once: too many, or not permitted."),
-    _counter("cached_frames_malformed_total", "Connections closed for breaking the protocol."),
-    _counter("cached_replies_unread_total", "Connections closed for not reading their replies."),
-    _gauge("cached_leases", "Leases held."),
-    _counter("cached_requests_total", "Answered: ok, or the error's code.", "op", "result"),
-    _counter("cached_opens_total", "Opens answered: hit, miss, or the error's code.", "result"),
-    _histogram("cached_open_seconds", "From an open to its answer, errors excluded.", OPEN_S),
-    _histogram("cached_first_tensor_seconds", "From an open to the first weights.", OPEN_S),
-    _histogram("cached_mailbox_lag_seconds", "How late timers are.", LAG_S, is_stable=False),
-    _counter("cached_events_total", "Events handled by the engine.", "event", is_stable=False),
-    _gauge("cached_events_waiting", "Events in the mailbox.", is_stable=False),
-    _counter("cached_log_lines_dropped_total", "Lines that stderr did not take at once."),
-)
+OPS |= {"status", "prefetch", "evict", "refresh", "purge"}
 
 
 class Histogram:
@@ -167,6 +74,7 @@ class Metrics:
         self._counts: dict[str, Values] = {row.name: {} for row in ROWS}
         self._histograms = {row.name: Histogram(row.buckets) for row in ROWS if row.buckets}
         self._resident: set[VersionRef] = set()
+        self._hedged: dict[int, int] = {}  # part → attempts under way
         self._mapped: set[VersionRef] = set()
         self._resolving: dict[str, float] = {}
         self._opens: dict[PeerId, dict[int, tuple[float, bool]]] = {}
@@ -196,12 +104,14 @@ class Metrics:
             case events.PartFetched():
                 self._add("cached_gets_in_flight", amount=-1)
                 self._add("cached_gets_total", "206")
-                self._fetched(event.part.file.of.name, event.part.stop - event.part.start)
+                self._fetched(event.part, event.part.stop)
                 self._histograms["cached_get_seconds"].observe(event.seconds)
             case events.PartFailed():
                 self._add("cached_gets_in_flight", amount=-1)
                 self._add("cached_gets_total", event.error.code)
-                self._fetched(event.part.file.of.name, event.watermark - event.part.start)
+                self._fetched(event.part, event.watermark)
+                if isinstance(event.error, errors.StoreBusy):
+                    self._add("cached_throttled_total", self._model(event.part.file.of.name))
             case events.Requested():
                 self._requested(event, now_s)
             case events.Connected():
@@ -245,6 +155,23 @@ class Metrics:
             case effects.Evicted():
                 self._resident.discard(effect.of)
                 self._add("cached_evictions_total", effect.reason)
+            case _:
+                self._checked(effect)
+
+    def _checked(self, effect: Effect) -> None:
+        """Count what loads meet."""
+        match effect:
+            case effects.Hedged():
+                self._hedged[effect.part.part_id] = 2
+                self._add("cached_hedges_total", self._model(effect.part.file.of.name))
+            case effects.Mismatched():
+                model = self._model(effect.file.of.name)
+                self._add("cached_integrity_failures_total", model, effect.algorithm)
+            case effects.Looked():
+                self._looked(effect)
+            case effects.Adopted():
+                model = self._model(effect.of.name)
+                self._add("cached_adopted_bytes_total", model, amount=effect.there_bytes)
             case _:
                 pass
 
@@ -294,8 +221,21 @@ class Metrics:
     def _model(self, name: str) -> str:
         return name if name in self._models else OTHER
 
-    def _fetched(self, model: str, size_bytes: int) -> None:
-        self._add("cached_fetch_bytes_total", self._model(model), amount=max(0, size_bytes))
+    def _fetched(self, part: Part, watermark: int) -> None:
+        """Count the bytes of an attempt that ended; of a hedged part, when its last one has."""
+        attempts = self._hedged.pop(part.part_id, 1) - 1
+        if attempts:
+            self._hedged[part.part_id] = attempts
+        else:
+            model = self._model(part.file.of.name)
+            self._add("cached_fetch_bytes_total", model, amount=max(0, watermark - part.start))
+
+    def _looked(self, effect: effects.Looked) -> None:
+        self._add("cached_files_checked_total", effect.algorithm or "none")
+        if (effect.facts.encryption or "").startswith("aws:kms"):
+            amount = 0 if effect.facts.has_bucket_key else 1
+            model = self._model(effect.file.of.name)
+            self._add("cached_kms_without_bucket_key_total", model, amount=amount)
 
     def _requested(self, event: events.Requested, now_s: float) -> None:
         if event.op == "open":
@@ -339,61 +279,3 @@ class _Scrape:
 
     def collect(self) -> list[Metric]:
         return self._families
-
-
-def status_values(status: Mapping[str, object], models: Iterable[str]) -> dict[str, Values]:
-    """Return the values of the rows that the status reply holds, by name of the row."""
-    values: dict[str, Values] = {row.name: {} for row in ROWS}
-
-    def put(name: str, value: object, *labels: str) -> None:
-        if isinstance(value, int | float):
-            values[name][labels] = value
-
-    put("cached_uptime_seconds", status.get("uptime_s"))
-    put("cached_ready", status.get("ready"))
-    memory, listed = status.get("memory"), status.get("models")
-    for key, value in memory.items() if isinstance(memory, dict) else ():
-        if (name := f"cached_memory_{key}") in values:
-            put(name, value)
-    for model in listed if isinstance(listed, list) else ():
-        name, state = model["name"], model["state"]
-        if name not in models:
-            continue
-        put("cached_model_bytes", model["committed_bytes"], name, state)
-        put("cached_model_size_bytes", model["size_bytes"], name)
-        put("cached_model_leases", model["leases"], name)
-        put("cached_model_opens_total", model["opens"], name)
-        put("cached_load_seconds", model["load_s"], name)
-        for each in STATES:
-            put("cached_model_state", each == state, name, each)
-    put("cached_leases", sum(values["cached_model_leases"].values()))
-    return values
-
-
-def reference() -> str:
-    """Return docs/metrics.md."""
-    lines = REFERENCE_HEAD.splitlines()
-    for row in ROWS:
-        labels = ", ".join(f"`{label}`" for label in row.labels)
-        stability = "stable" if row.is_stable else "experimental"
-        cells = (f"`{row.name}`", row.kind, labels, row.unit, stability, row.help)
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Buckets of the histograms, in seconds:", ""]
-    for row in ROWS:
-        if row.buckets:
-            lines.append(f"- `{row.name}`: {', '.join(f'{bound:g}' for bound in row.buckets)}")
-    return "\n".join(lines) + "\n"
-
-
-REFERENCE_HEAD = """\
-# Metrics
-
-`GET /metrics`, by default on 127.0.0.1:9400, as Prometheus text or OpenMetrics. This page is
-written by `make docs` from the table in `cached/adapters/metrics.py`.
-
-Models are labelled by their configured names, errors by their codes (`cached/core/errors.py`).
-Stable metrics change only with a major version, experimental ones at any time.
-
-| metric | type | labels | unit | stability | what it tells |
-|---|---|---|---|---|---|
-"""

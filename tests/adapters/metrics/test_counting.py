@@ -12,9 +12,20 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from cached.adapters.metrics import LAG_S, MAX_SERIES, OPS, ROWS, Histogram, Metrics, reference
+from cached.adapters.metrics import Metrics
+from cached.adapters.metrics.counting import MAX_SERIES, OPS, Histogram
+from cached.adapters.metrics.rows import LAG_S, ROWS
 from cached.core import effects, errors, events
-from cached.core.objects import FileRef, ModelRef, Part, PeerId, StoredObject, VersionRef
+from cached.core.objects import (
+    FileRef,
+    ModelRef,
+    ObjectFacts,
+    Part,
+    PeerId,
+    StoredObject,
+    VersionRef,
+)
+from tests.fakes.status import STATUS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,52 +35,9 @@ OF = VersionRef("llm", "9f2c")
 STORED = StoredObject("m/a.safetensors", "a.safetensors", 10_000, '"etag"')
 PEER = PeerId(7)
 LOCAL = PeerId(0)
-STATUS: dict[str, object] = {
-    "daemon": "0.1.0",
-    "pid": 4711,
-    "uptime_s": 12.5,
-    "ready": True,
-    "socket": "/s",
-    "memory": {
-        "budget_bytes": 8000,
-        "reserved_bytes": 100,
-        "committed_bytes": 1000,
-        "leased_bytes": 900,
-        "free_bytes": 6900,
-    },
-    "models": [
-        {
-            "name": "llm",
-            "uri": "s3://b/m/",
-            "state": "resident",
-            "version": "9f2c",
-            "size_bytes": 1000,
-            "committed_bytes": 1000,
-            "files": 1,
-            "leases": 2,
-            "opens": 3,
-            "path": "/dev/shm/llm",
-            "pinned": False,
-            "load_s": 0.61,
-            "error": None,
-        },
-        {
-            "name": "clip",
-            "uri": "s3://b/c",
-            "state": "absent",
-            "version": None,
-            "size_bytes": None,
-            "committed_bytes": 0,
-            "files": None,
-            "leases": 0,
-            "opens": 0,
-            "path": None,
-            "pinned": False,
-            "load_s": None,
-            "error": None,
-        },
-    ],
-}
+
+
+KMS = ObjectFacts(encryption="aws:kms", kms_key="key")
 
 
 def metrics(**probes: float) -> Metrics:
@@ -121,6 +89,11 @@ def test_prometheus_reads_every_family(accept: str):
     counted = metrics(**probes)
     counted.decided(effects.Refused("llm", "over_budget", "m"), 1.0)
     counted.decided(effects.Retried("llm", "store_unavailable", 1.0), 1.0)
+    counted.happened(events.PartFailed(part(), 0, errors.StoreBusy("503")), 1.0)
+    counted.decided(effects.Hedged(part(), 0.3), 1.0)
+    counted.decided(effects.Mismatched(FileRef(OF, 0), "a", "crc32c", 0, 9, is_final=False), 1.0)
+    counted.decided(effects.Looked(FileRef(OF, 0), "a", KMS, "crc32c"), 1.0)
+    counted.decided(effects.Adopted(OF, 7), 1.0)
     ask(counted, "open", 1, 1.0, model="llm")
     answer(counted, "open", 1, 1.5, {"complete": True})
     body, content_type = counted.render(STATUS, accept)
@@ -140,31 +113,31 @@ def test_prometheus_reads_every_family(accept: str):
     assert samples(counted)["cached_log_lines_dropped_total", ()] == 5
 
 
+def test_the_bytes_of_a_part_that_was_asked_for_twice_are_counted_once():
+    counted = metrics()
+    for hedge in (0, 1):
+        counted.decided(effects.FetchPart(part()._replace(hedge=hedge)), 1.0)
+    counted.decided(effects.Hedged(part()._replace(hedge=1), 0.3), 1.0)
+    counted.happened(events.PartFetched(part()._replace(hedge=1), 0.05), 1.1)
+    counted.happened(events.PartFailed(part(), 100, errors.StoreUnavailable("cut")), 1.2)
+    found = samples(counted)
+    assert found["cached_fetch_bytes_total", ("llm",)] == 100
+    assert found["cached_hedges_total", ("llm",)] == 1
+    assert found["cached_gets_in_flight", ()] == 0
+
+
+def test_files_are_counted_by_what_they_were_checked_by():
+    counted = metrics()
+    for algorithm in ("crc32c", "crc32c", ""):
+        counted.decided(effects.Looked(FileRef(OF, 0), "a", KMS, algorithm), 1.0)
+    found = samples(counted)
+    assert found["cached_files_checked_total", ("crc32c",)] == 2
+    assert found["cached_files_checked_total", ("none",)] == 1
+    assert found["cached_kms_without_bucket_key_total", ("llm",)] == 3
+
+
 def test_a_probe_without_a_row_is_not_served():
     assert ("nonsense", ()) not in samples(metrics(nonsense=1.0))
-
-
-def test_the_status_becomes_gauges():
-    found = samples(metrics())
-    assert found["cached_model_bytes", ("llm", "resident")] == 1000
-    assert found["cached_model_bytes", ("clip", "absent")] == 0
-    assert found["cached_model_size_bytes", ("llm",)] == 1000
-    assert ("cached_model_size_bytes", ("clip",)) not in found
-    assert found["cached_load_seconds", ("llm",)] == 0.61
-    assert ("cached_load_seconds", ("clip",)) not in found
-    assert found["cached_leases", ()] == 2
-    assert found["cached_model_leases", ("llm",)] == 2
-    assert found["cached_model_opens_total", ("llm",)] == 3
-    assert found["cached_memory_budget_bytes", ()] == 8000
-    assert found["cached_memory_free_bytes", ()] == 6900
-    assert found["cached_memory_reserved_bytes", ()] == 100
-    assert found["cached_ready", ()] == 1
-    states = {key[1]: value for key, value in found.items() if key[0] == "cached_model_state"}
-    assert len(states) == 2 * 8
-    assert [key for key, value in states.items() if value] == [
-        ("llm", "resident"),
-        ("clip", "absent"),
-    ]
 
 
 def test_the_build_is_named():
@@ -354,25 +327,6 @@ def test_a_histogram_counts_like_the_naive_list(observed: list[float]):
         limit = float(bound.replace("+Inf", "inf"))
         assert count == sum(value <= limit for value in observed)
     assert histogram.sum == pytest.approx(sum(observed))
-
-
-def test_names_follow_the_convention():
-    for row in ROWS:
-        assert row.name.startswith("cached_")
-        assert row.name.endswith("_total") == (row.kind == "counter")
-        assert row.help.endswith(".")
-        assert row.buckets == tuple(sorted(row.buckets))
-        assert (row.kind == "histogram") == bool(row.buckets)
-    assert len({row.name for row in ROWS}) == len(ROWS)
-
-
-def test_the_reference_page_has_every_row_and_bucket():
-    page = reference()
-    for row in ROWS:
-        assert f"| `{row.name}` | {row.kind} |" in page
-    assert "| `cached_model_bytes` | gauge | `model`, `state` | bytes | stable |" in page
-    assert "- `cached_open_seconds`: 0.0005, 0.001," in page
-    assert page.endswith("\n")
 
 
 def test_counting_is_light():

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from cached.adapters import http
-from cached.adapters.http import HttpServer
+from cached.adapters.http import HttpServer, TokenFile
+from cached.adapters.http import server as http
 from cached.core.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 STATUS: dict[str, object] = {"daemon": "0.1.0", "models": [{"name": "llm", "state": "resident"}]}
 
@@ -30,30 +31,39 @@ STATUS: dict[str, object] = {"daemon": "0.1.0", "models": [{"name": "llm", "stat
 class Daemon:
     """What the HTTP side sees of the daemon, and a client of it."""
 
-    def __init__(self, port: int = 0, *, is_started: bool = True) -> None:
+    def __init__(
+        self, port: int = 0, *, is_started: bool = True, token_file: TokenFile | None = None
+    ) -> None:
         self.reason = ""
         self.failures: list[str] = []
         self.questions = 0
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.reply: dict[str, object] = {"freed_bytes": 7}
         self.is_mute = False
         self.unanswered: list[Callable[[dict[str, object]], None]] = []
         self.server = HttpServer(
             "127.0.0.1",
             port,
             why_not_ready=lambda: self.reason,
-            snapshot=self.snapshot,
+            ask=self.ask_daemon,
+            token_file=token_file,
             render=self.render,
             failed=self.failures.append,
         )
         if is_started:
             self.server.start()
 
-    def snapshot(self, answered: Callable[[dict[str, object]], None]) -> None:
+    def ask_daemon(
+        self, op: str, fields: dict[str, object], answered: Callable[[dict[str, object]], None]
+    ) -> None:
         self.questions += 1
+        self.asked.append((op, fields))
         if self.is_mute:
             self.unanswered.append(answered)
             return
+        reply = STATUS if op == "status" else self.reply
         # the daemon answers from another thread
-        threading.Thread(target=answered, args=(STATUS,)).start()
+        threading.Thread(target=answered, args=(reply,)).start()
 
     def render(self, status: dict[str, object], accept: str) -> tuple[bytes, str]:
         assert status == STATUS
@@ -61,17 +71,19 @@ class Daemon:
             raise RuntimeError("boom")
         return f"# {accept}\n# EOF\n".encode(), "text/plain; version=1"
 
-    def ask(self, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = HTTPConnection("127.0.0.1", self.server.port, timeout=10)
         try:
-            connection.request(method, path, headers=headers)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, dict(response.getheaders()), response.read()
         finally:
             connection.close()
 
     def get(self, path: str, **headers: str) -> tuple[int, object]:
-        status, found, body = self.ask("GET", path, **headers)
+        status, found, body = self.ask("GET", path, None, **headers)
         assert found["Content-Type"] == "application/json; charset=utf-8"
         return status, json.loads(body)
 
@@ -134,7 +146,7 @@ def test_a_daemon_that_does_not_answer_in_time_is_unavailable(
     assert status == 503
     assert isinstance(body, dict)
     assert body["error"]["code"] == "timed_out"
-    assert body["error"]["message"] == "the daemon did not tell its status within 0.01 s"
+    assert body["error"]["message"] == "the daemon did not answer status within 0.01 s"
     (answered,) = daemon.unanswered
     answered(STATUS)  # too late: nobody minds
     daemon.is_mute = False
@@ -218,7 +230,8 @@ def test_a_host_that_is_not_ours_is_refused(host: str):
             host,
             0,
             why_not_ready=str,
-            snapshot=print,
+            ask=print,
+            token_file=None,
             render=lambda status, accept: (b"", ""),
             failed=print,
         )
@@ -293,8 +306,176 @@ def test_the_port_is_bound_before_anything_slow_is_imported():
     code = """
 import sys
 from cached.adapters.http import HttpServer
-HttpServer("127.0.0.1", 0, why_not_ready=str, snapshot=print, render=print, failed=print).stop()
+no = dict(why_not_ready=str, ask=print, token_file=None, render=print, failed=print)
+HttpServer("127.0.0.1", 0, **no).stop()
 print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"asyncio", "logging", "aiohttp", "uvloop"} & set(done.stdout.split()) == set()
+
+
+# --- changes
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def token_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("token") / "token"
+
+
+@pytest.fixture(scope="module")
+def shared_open(token_path: Path) -> Iterator[Daemon]:
+    token_path.write_text(TOKEN)
+    token_path.chmod(0o600)
+    daemon = Daemon(token_file=TokenFile(str(token_path)))
+    yield daemon
+    daemon.server.stop()
+
+
+@pytest.fixture
+def changing(shared_open: Daemon, token_path: Path) -> Iterator[Daemon]:
+    """Return a server that takes orders; one for this module."""
+    shared_open.asked, shared_open.reply, shared_open.is_mute = [], {"freed_bytes": 7}, False
+    yield shared_open
+    token_path.chmod(0o600)
+    shared_open.unanswered.clear()
+    assert shared_open.failures == []
+
+
+def post(
+    daemon: Daemon, path: str, body: bytes | None = None, token: str | None = TOKEN
+) -> tuple[int, dict[str, object]]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    status, _, answer = daemon.ask("POST", path, body, **headers)
+    found = json.loads(answer)
+    assert isinstance(found, dict)
+    return status, found
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/models/llm/prefetch", None, ("prefetch", {"model": "llm"})),
+        ("/models/llm/evict", b"{}", ("evict", {"model": "llm"})),
+        ("/models/llm/refresh", b"", ("refresh", {"model": "llm"})),
+        (
+            "/models/a.b-c/refresh",
+            b'{"version": "v1"}',
+            ("refresh", {"model": "a.b-c", "version": "v1"}),
+        ),
+        ("/purge", None, ("purge", {})),
+    ],
+)
+def test_an_order_with_the_token_is_asked_of_the_daemon(
+    changing: Daemon, path: str, body: bytes | None, expected: tuple[str, dict[str, object]]
+):
+    assert post(changing, path, body) == (200, {"freed_bytes": 7})
+    assert changing.asked == [expected]
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 401), ("wrong", 403), ("", 403)])
+def test_without_the_token_nothing_is_asked(changing: Daemon, token: str | None, status: int):
+    found, body = post(changing, "/models/llm/evict", b"{", token)
+    assert (found, changing.asked) == (status, [])
+    error = body["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "not_permitted"
+    assert TOKEN not in json.dumps(body)
+
+
+def test_who_sends_no_token_is_told_how(changing: Daemon):
+    _, headers, _ = changing.ask("POST", "/purge")
+    assert headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_without_a_token_file_nobody_may_change_anything(daemon: Daemon):
+    for path in ("/models/llm/prefetch", "/purge"):
+        status, body = post(daemon, path)
+        assert status == 404
+        assert body["error"] == {
+            "code": "not_permitted",
+            "message": "changes over HTTP are off",
+            "hint": "start the daemon with --http-token-file PATH",
+        }
+    assert daemon.questions == 0
+
+
+def test_a_token_file_that_became_readable_for_others_lets_nobody_in(
+    changing: Daemon, token_path: Path
+):
+    token_path.chmod(0o644)
+    status, body = post(changing, "/purge")
+    assert (status, changing.asked) == (503, [])
+    (failure,) = changing.failures
+    assert "has mode 0644" in failure
+    assert TOKEN not in failure + json.dumps(body)
+    changing.failures.clear()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/purge", b"{", "the body is not JSON"),
+        ("/purge", b"[" * 4000, "the body is not JSON"),
+        ("/purge", b"\xff", "the body is not JSON"),
+        ("/purge", b'{"version": "v"}', "the body of purge must be empty"),
+        ("/models/llm/evict", b"[]", "the body of evict must be empty"),
+        ("/models/llm/refresh", b'{"model": "x"}', "the body of refresh must be empty, or {"),
+        ("/models/llm/refresh", b'{"version": "' + b"x" * 4096 + b'"}', "at most 4096 bytes"),
+    ],
+)
+def test_a_body_that_nobody_reads_is_refused(changing: Daemon, path: str, body: bytes, said: str):
+    status, found = post(changing, path, body)
+    assert (status, changing.asked) == (400, [])
+    assert said in json.dumps(found, ensure_ascii=False).replace('\\"', '"')
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("model_unknown", 404),
+        ("version_unknown", 404),
+        ("not_permitted", 409),
+        ("bad_request", 400),
+        ("daemon_unavailable", 503),
+        ("over_budget", 507),
+        ("of_tomorrow", 500),
+    ],
+)
+def test_a_refusal_of_the_daemon_has_its_status(changing: Daemon, code: str, status: int):
+    changing.reply = {"error": {"code": code, "message": "m", "hint": "h"}}
+    assert post(changing, "/models/llm/evict") == (status, changing.reply)
+
+
+def test_a_daemon_that_does_not_answer_an_order_in_time_is_told(
+    changing: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http, "CHANGE_TIMEOUT_S", 0.01)
+    changing.is_mute = True
+    status, body = post(changing, "/models/llm/evict")
+    assert status == 504
+    assert "the daemon did not answer evict within 0.01 s" in json.dumps(body)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(
+    changing: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http, "SNAPSHOT_TIMEOUT_S", 0.05)
+    with socket.create_connection(("127.0.0.1", changing.server.port), timeout=10) as client:
+        head = f"POST /purge HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        client.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert changing.asked == []
+
+
+@pytest.mark.parametrize("path", ["/purge", "/models/llm/evict"])
+def test_an_order_is_no_get(changing: Daemon, path: str):
+    status, headers, _ = changing.ask("GET", path, Authorization=f"Bearer {TOKEN}")
+    assert (status, headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/models/llm/frobnicate", "/models/llm", "/models//evict"])
+def test_an_unknown_order_is_not_found(changing: Daemon, path: str):
+    assert changing.ask("POST", path, Authorization=f"Bearer {TOKEN}")[0] == 404
+    assert changing.asked == []

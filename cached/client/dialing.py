@@ -1,0 +1,80 @@
+"""Finding the daemon: one that starts at this moment is waited for; what is wrong is said."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from cached.client.connection import Connection
+from cached.core.errors import DaemonUnavailable
+
+if TYPE_CHECKING:
+    from cached.client.deadline import Deadline
+
+_RETRY_S = 0.02  # a worker that starts together with the daemon
+_NOT_YET = (FileNotFoundError, ConnectionRefusedError)  # a daemon that starts may mend it
+_ERRNO_TEXT = {
+    FileNotFoundError: "nothing is there",
+    ConnectionRefusedError: "nobody listens on it",
+    PermissionError: "this user may not connect to it",
+}
+
+
+def connect(address: str, deadline: Deadline, *, is_patient: bool = False) -> Connection:
+    """Return a connection to the daemon; the caller closes it.
+
+    Args:
+        address: a path, or ``@NAME`` for an abstract socket.
+        deadline: of the attempts.
+        is_patient: try again until the deadline if nobody listens yet.
+
+    Raises:
+        DaemonUnavailable: nobody listens there.
+    """
+    while True:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            connected.connect("\0" + address[1:] if address.startswith("@") else address)
+            return Connection(connected, address)
+        except OSError as error:
+            connected.close()
+            # EAGAIN: somebody listens, and too many wait to be accepted
+            can_retry = isinstance(error, BlockingIOError) or (
+                is_patient and isinstance(error, _NOT_YET)
+            )
+            if not can_retry or deadline.has_passed:
+                raise _unreachable(address, error) from error
+        except BaseException:
+            connected.close()
+            raise
+        deadline.sleep(_RETRY_S)
+
+
+def _unreachable(address: str, error: OSError) -> DaemonUnavailable:
+    why = _ERRNO_TEXT.get(type(error), error.strerror or str(error))
+    message = f"cannot connect to the daemon at {address}: {why}"
+    hint = "start it (cached serve), or name its socket with CACHED_SOCKET"
+    if isinstance(error, PermissionError):
+        hint = _who_may_connect(address)
+    return DaemonUnavailable(message, hint=hint)
+
+
+def _who_may_connect(address: str) -> str:
+    import grp  # only where they are needed
+    import pwd
+    from contextlib import suppress
+
+    try:
+        status = os.stat(address)
+    except OSError:
+        return "a directory on the way to it is closed to this user: ask whoever runs the daemon"
+    owner, group = str(status.st_uid), str(status.st_gid)
+    with suppress(KeyError):  # no name for that number
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    with suppress(KeyError):
+        group = grp.getgrgid(status.st_gid).gr_name
+    return (
+        f"it is of user {owner} and group {group}, with mode {status.st_mode & 0o777:04o}: be one "
+        "of these, or start the daemon with another --socket-mode"
+    )

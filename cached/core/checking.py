@@ -1,0 +1,102 @@
+"""Checking what came: which bytes are read back, what the store says of them, what is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cached.core.effects import Check, Looked, Mismatched, ReadDigests
+from cached.core.errors import ChecksumMismatch, LoadFailed
+from cached.core.objects import FileRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cached.core import events
+    from cached.core.errors import CachedError
+    from cached.core.loads import Load
+    from cached.core.objects import ObjectFacts
+    from cached.core.shelf import Shelf
+
+
+class Checking:
+    """The checks of all loads that are being filled.
+
+    Args:
+        shelf: models, loads and the ledger.
+        failed: called when a load cannot go on, with the reason and the time.
+    """
+
+    def __init__(self, shelf: Shelf, failed: Callable[[Load, CachedError, float], None]) -> None:
+        self._shelf = shelf
+        self._failed = failed
+
+    def came(self, load: Load, index: int) -> None:
+        """Ask for what more bytes of a file make possible."""
+        integrity = load.integrity
+        is_begun = next(iter(load.planner.ranges(index)), None) is not None
+        if is_begun and index not in load.looked and integrity.wants_look(index):
+            load.looked.add(index)
+            load.undescribed[index] = None
+        is_list = index == integrity.list_index and not load.is_list_asked
+        if is_list and load.planner.has(index, 0, load.manifest.objects[index].size_bytes):
+            load.is_list_asked = True
+            self._shelf.effects.append(ReadDigests(FileRef(load.of, index)))
+        for due in integrity.due(index):
+            self._shelf.effects.append(Check(FileRef(load.of, index), *due))
+
+    def described(self, load: Load, file: FileRef, facts: ObjectFacts) -> None:
+        """Take note of what the store told about an object."""
+        algorithm = load.integrity.described(file.index, facts.checksum)
+        path = load.manifest.objects[file.index].path
+        self._shelf.effects.append(Looked(file, path, facts, algorithm))
+
+    def digests_read(self, event: events.DigestsRead, now_s: float) -> Load | None:
+        """Take the list of digests; return its load if that can go on."""
+        load = self._shelf.coming(event.file.of)
+        if load is None:
+            return None
+        try:
+            load.integrity.listed(event.digests, load.manifest)
+        except LoadFailed as error:
+            self._failed(load, LoadFailed(error.message, hint=error.hint), now_s)
+            return None
+        for index in range(len(load.manifest.objects)):
+            self.came(load, index)
+        return load
+
+    def digests_refused(self, event: events.DigestsRefused, now_s: float) -> None:
+        """A list that is broken makes the model unusable."""
+        load = self._shelf.coming(event.file.of)
+        if load is not None:
+            self._failed(load, event.error, now_s)
+
+    def checked(self, event: events.Checked, now_s: float) -> Load | None:
+        """Take note of a sum; return its load if that can go on."""
+        load = self._shelf.coming(event.file.of)
+        if load is None:
+            return None
+        index = event.file.index
+        path = load.manifest.objects[index].path
+        try:
+            wrong = load.integrity.checked(index, event.start, event.stop, event.value)
+        except ChecksumMismatch as error:
+            mismatched = Mismatched(
+                event.file, path, event.algorithm, event.start, event.stop, is_final=True
+            )
+            self._shelf.effects.append(mismatched)
+            message = f"cannot load {load.of.name}: {path}: {error.message} ({event.algorithm})"
+            self._failed(load, ChecksumMismatch(message, hint=error.hint), now_s)
+            return None
+        if wrong is not None:
+            mismatched = Mismatched(
+                event.file, path, event.algorithm, wrong.start, wrong.stop, is_final=False
+            )
+            self._shelf.effects.append(mismatched)
+        self.came(load, index)
+        return load
+
+    def check_failed(self, event: events.CheckFailed, now_s: float) -> None:
+        """Bytes that cannot be read back cannot be served."""
+        load = self._shelf.coming(event.file.of)
+        if load is not None:
+            self._failed(load, event.error, now_s)

@@ -1,0 +1,535 @@
+"""Files survive the daemon: the next one goes on with them, or sweeps them, and is never wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cached.adapters.segments import DirectorySegments
+from cached.core.errors import LoadFailed
+from cached.core.objects import FileRef, Manifest, Range, VersionRef
+from tests.adapters.segments.versions import (
+    DATA,
+    OF,
+    descriptors,
+    fill,
+    manifest_of,
+    part_of,
+    paths,
+    put,
+    read,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cached.core.objects import Left
+    from tests.adapters.segments.conftest import Opened
+
+MIB = 1 << 20
+LARGE = {"a.bin": bytes(range(256)) * (7 * MIB // 512), "b/c.bin": b"c" * 10}  # 3.5 MiB
+HALF = VersionRef("half", "1")
+NEWER = VersionRef("llm", "ffff", 7)
+
+
+@pytest.fixture(params=["tmpfs", "file"])
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def segments(opened: Opened) -> DirectorySegments:
+    store = opened()
+    assert isinstance(store, DirectorySegments)
+    return store
+
+
+def half(segments: DirectorySegments, of: VersionRef = HALF) -> Manifest:
+    """Make a version of which [0, 1.5 MiB) and [2 MiB, 3.5 MiB) are there."""
+    manifest = manifest_of(LARGE, of.version)
+    segments.create(of, manifest)
+    body = LARGE["a.bin"]
+    for part_id, (start, stop) in enumerate([(0, MIB), (MIB, 3 * MIB // 2), (2 * MIB, len(body))]):
+        part = part_of(of, manifest, 0, start, stop)._replace(part_id=part_id)
+        put(segments, part, body[start:stop])
+    return manifest
+
+
+def only(store: DirectorySegments) -> Left:
+    (left,) = store.found()
+    return left
+
+
+def test_files_are_private_until_they_are_published(root, segments):
+    segments.create(OF, manifest_of(DATA))
+    for path in DATA:
+        assert os.stat(f"{root}/filling/1/{path}").st_mode & 0o777 == 0o600
+    assert os.stat(f"{root}/about").st_mode & 0o777 == 0o700
+    directory = segments.publish(OF)
+    for path in DATA:
+        assert os.stat(f"{directory}/{path}").st_mode & 0o777 == 0o444
+
+
+def test_a_file_whose_length_was_changed_is_not_published(root, segments):
+    fill(segments)
+    os.truncate(f"{root}/filling/1/config.json", 1)
+    with pytest.raises(LoadFailed, match=r"config\.json must have 2 bytes, has 1"):
+        segments.publish(OF)
+    assert not os.path.exists(f"{root}/models/llm")
+
+
+def test_what_is_in_the_way_of_making_files_is_an_error_and_can_be_freed(root, segments):
+    os.mkdir(f"{root}/filling/1")
+    with pytest.raises(LoadFailed, match=f"cannot make the files of {OF}.*File exists"):
+        segments.create(OF, manifest_of(DATA))
+    assert segments.free(OF)
+    assert paths(root) == set()
+
+
+def test_a_root_that_was_cleared_from_outside_is_no_obstacle_to_freeing(root, segments):
+    fill(segments)
+    directory = Path(segments.publish(OF))
+    for path in DATA:
+        (directory / path).unlink()
+    assert segments.free(OF)
+    assert paths(root) == set()
+
+
+FULL = """
+import os, sys
+from cached.adapters.segments import DirectorySegments
+from cached.core.errors import OutOfSpace
+from cached.core.objects import *
+objects = (StoredObject("a", "a", 3 << 20, "e"), StoredObject("b", "b", 3 << 20, "e"))
+segments, of = DirectorySegments(sys.argv[1]), VersionRef("m", "1")
+segments.create(of, Manifest("s3://b/", "1", objects))
+print("ready")
+for index, stored in enumerate(objects):
+    part = Part(index, FileRef(of, index), "s3://b/", stored, 0, 3 << 20)
+    sink = segments.sink(part)
+    try:
+        sink.accept(0, memoryview(bytes(3 << 20)))
+    except OutOfSpace as error:
+        print(error.message)
+    print(sink.watermark)
+    segments.release_sink(part)
+print(segments.free(of), os.statvfs(sys.argv[1]).f_bavail * 4096 >= 4000 << 10)
+"""
+
+
+def test_a_real_tmpfs_that_is_too_small_is_told_and_given_back(tmp_path):
+    script = 'mount -t tmpfs -o size=4m cached-test "$1" && exec "$2" -c "$3" "$1"'
+    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
+    done = subprocess.run(
+        (*command, str(tmp_path), sys.executable, FULL),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ready" not in done.stdout and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip(f"NOT PROVEN HERE: no tmpfs can be mounted: {done.stderr.strip()}")
+    ready, first, message, second, freed = done.stdout.splitlines()
+    assert ready == "ready"
+    assert first == str(3 << 20)
+    assert message.startswith("cannot write b at byte 0: No space")
+    assert second == "0"
+    assert freed == "True True"
+
+
+# Adoption.
+
+
+def test_a_complete_version_is_adopted_as_it_is(root, opened, segments):
+    manifest = fill(segments)
+    directory = segments.publish(OF)
+    segments.switch(OF)
+    before = paths(root)
+    inode = os.stat(f"{directory}/config.json").st_ino
+
+    second = opened()
+    left = only(second)
+    assert left._replace(size_bytes=0) == (
+        OF._replace(load=1),
+        manifest,
+        directory,
+        True,
+        True,
+        0,
+        True,
+    )
+    used = sum(os.stat(f"{directory}/{path}").st_blocks * 512 for path in DATA)
+    assert left.size_bytes == used > 0
+    open_before = descriptors()
+    there = second.create(left.of, manifest)
+    assert there == [(0, (0, 2)), (2, (0, 10_000)), (3, (0, len(DATA["z.safetensors"])))]
+    assert descriptors() == open_before + len(DATA)
+    assert second.publish(left.of) == directory
+    second.switch(left.of)
+    assert paths(root) == before
+    assert os.stat(f"{directory}/config.json").st_ino == inode
+    for index, (path, body) in enumerate(DATA.items()):
+        assert read(second, index, left.of) == body
+        assert os.stat(f"{directory}/{path}").st_mode & 0o777 == 0o444
+    assert second.free(left.of)
+    assert paths(root) == set()
+    assert descriptors() == open_before
+
+
+def test_a_half_version_goes_on_where_it_was_to_the_megabyte(root, opened, segments):
+    manifest = half(segments)
+    for turn in range(2):  # the second time as the next daemon's next daemon
+        second = opened()
+        left = only(second)
+        assert left.of == HALF._replace(load=1)
+        assert not left.is_published
+        assert not left.is_current
+        assert left.size_bytes >= 2 * MIB
+        there = second.create(left.of, left.manifest)
+        assert there == [(0, Range(0, MIB)), (0, Range(2 * MIB, 7 * MIB // 2))], turn
+        for _, span in there:
+            assert read(second, 0, left.of)[slice(*span)] == LARGE["a.bin"][slice(*span)]
+    body = LARGE["a.bin"][MIB : 2 * MIB]
+    second = opened()
+    left = only(second)
+    second.create(left.of, manifest)
+    put(second, part_of(left.of, manifest, 0, MIB, 2 * MIB), body)
+    third = opened()
+    left = only(third)
+    assert third.create(left.of, manifest) == [(0, Range(0, 7 * MIB // 2))]
+    put(third, part_of(left.of, manifest, 1), LARGE["b/c.bin"])
+    directory = third.publish(left.of)
+    for path, data in LARGE.items():
+        assert Path(directory, path).read_bytes() == data
+
+
+def test_an_adopted_version_counts_while_a_worker_of_the_dead_daemon_maps_it(opened, segments):
+    fill(segments)
+    segments.publish(OF)
+    fd = segments.reader(FileRef(OF, 2))
+    second = opened()
+    left = only(second)
+    second.create(left.of, left.manifest)
+    assert not second.free(left.of, if_unused=True)
+    assert not second.free(left.of)
+    assert os.pread(fd, 10, 0) == DATA["sub/dir/b c+é.bin"][:10]
+    os.close(fd)
+    assert second.free(left.of)
+
+
+def test_what_is_left_can_be_freed_without_adopting_it_and_counts_until_nobody_maps_it(
+    root, opened, segments
+):
+    fill(segments)
+    segments.publish(OF)
+    fd = segments.reader(FileRef(OF, 2))
+    visible = paths(root)
+    second = opened()
+    before = descriptors()
+    left = only(second)
+    assert not second.free(left.of, if_unused=True)
+    assert (paths(root), descriptors()) == (visible, before)
+    assert not second.free(left.of)
+    assert paths(root) == set()
+    assert not second.free(left.of)
+    os.close(fd)
+    assert second.free(left.of)
+    assert descriptors() == before - 1
+
+
+def test_what_was_not_freed_because_it_is_used_can_still_be_adopted(opened, segments):
+    fill(segments)
+    segments.publish(OF)
+    fd = segments.reader(FileRef(OF, 2))
+    second = opened()
+    left = only(second)
+    assert not second.free(left.of, if_unused=True)
+    assert len(second.create(left.of, left.manifest)) == 3
+    os.close(fd)
+
+
+def test_numbers_of_what_is_left_and_of_what_is_new_never_meet(root, opened, segments):
+    for load in range(3):
+        half(segments, HALF._replace(load=load))
+    second = opened()
+    assert [left.of.load for left in second.found()] == [1, 2, 3]
+    half(second, HALF._replace(load=4))
+    assert sorted(os.listdir(f"{root}/filling")) == ["1", "2", "3", "4"]
+
+
+def test_what_two_versions_share_is_adopted_as_one_file(root, opened, segments):
+    fill(segments)
+    segments.publish(OF)
+    newer = fill(segments, NEWER, {"copy": DATA["sub/dir/b c+é.bin"]}, {0: FileRef(OF, 2)})
+    second = opened()
+    by_name = {left.of.version: left.of for left in second.found()}
+    before = descriptors()
+    second.create(by_name["ffff"], newer)
+    second.create(by_name[OF.version], manifest_of(DATA))
+    assert descriptors() == before + len(DATA) + 1  # the map of what is not published yet
+    assert second.free(by_name[OF.version])
+    assert read(second, 0, by_name["ffff"]) == DATA["sub/dir/b c+é.bin"]
+    assert Path(second.publish(by_name["ffff"]), "copy").stat().st_nlink == 1
+    assert second.free(by_name["ffff"])
+    assert paths(root) == set()
+
+
+def test_what_was_shared_while_it_was_filled_is_told_to_the_next_daemon(opened, segments):
+    half(segments)
+    data = {"copy": LARGE["a.bin"]}
+    newer = manifest_of(data, NEWER.version)
+    segments.create(NEWER, newer, {0: FileRef(HALF, 0)})
+    second = opened()
+    (of,) = (left.of for left in second.found() if left.of.version == "ffff")
+    assert second.create(of, newer) == [(0, (0, MIB)), (0, (2 * MIB, 7 * MIB // 2))]
+
+
+def test_a_shared_file_that_was_published_with_another_version_is_all_there(opened, segments):
+    manifest = half(segments)
+    newer = manifest_of({"copy": LARGE["a.bin"]}, NEWER.version)
+    segments.create(NEWER, newer, {0: FileRef(HALF, 0)})
+    body = LARGE["a.bin"][MIB : 2 * MIB]
+    put(segments, part_of(HALF, manifest, 0, MIB, 2 * MIB)._replace(part_id=7), body)
+    put(segments, part_of(HALF, manifest, 1), LARGE["b/c.bin"])
+    segments.publish(HALF)
+    second = opened()
+    (of,) = (left.of for left in second.found() if left.of.version == "ffff")
+    assert second.create(of, newer) == [(0, (0, 7 * MIB // 2))]
+    assert Path(second.publish(of), "copy").read_bytes() == LARGE["a.bin"]
+
+
+def test_a_shared_file_that_is_left_does_not_keep_its_neighbour_from_being_freed(opened, segments):
+    fill(segments)
+    segments.publish(OF)
+    fill(segments, NEWER, {"copy": DATA["sub/dir/b c+é.bin"]}, {0: FileRef(OF, 2)})
+    segments.publish(NEWER)
+    second = opened()
+    newer, older = (left.of for left in sorted(second.found(), reverse=True))
+    second.create(newer, manifest_of({"copy": DATA["sub/dir/b c+é.bin"]}, "ffff"))
+    assert second.free(older)
+    assert read(second, 0, newer) == DATA["sub/dir/b c+é.bin"]
+    assert second.free(newer)
+
+
+def test_after_a_start_of_the_machine_content_is_not_trusted(root, opened, segments):
+    fill(segments)
+    segments.publish(OF)
+    edit(root, boot_id="another")
+    left = only(opened())
+    assert left.manifest is not None
+    assert not left.is_trusted
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**DATA, "config.json": b"{ }"},
+        {"config.json": b"{}"},
+        {**DATA, "more": b""},
+        {path: DATA[path] for path in reversed(DATA)},
+    ],
+    ids=["a size", "fewer", "more", "order"],
+)
+def test_another_manifest_than_the_described_one_is_not_adopted_and_can_be_freed(
+    root, opened, segments, other
+):
+    fill(segments)
+    segments.publish(OF)
+    second = opened()
+    before = descriptors()
+    left = only(second)
+    with pytest.raises(LoadFailed, match="cannot be adopted: it is not what was described; free"):
+        second.create(left.of, manifest_of(other))
+    assert descriptors() == before
+    assert second.free(left.of)
+    assert paths(root) == set()
+
+
+@pytest.mark.parametrize("change", ["length", "mode", "link", "gone"])
+def test_what_changed_since_the_start_is_not_adopted(root, opened, segments, change):
+    fill(segments)
+    directory = segments.publish(OF)
+    second = opened()
+    left = only(second)
+    spoil(f"{directory}/config.json", change)
+    before = descriptors()
+    with pytest.raises(LoadFailed, match=r"cannot adopt|cannot be adopted"):
+        second.create(left.of, left.manifest)
+    assert descriptors() == before
+    assert second.free(left.of)
+    assert paths(root) == set()
+
+
+def test_directories_get_the_mode_of_today(root, opened, segments):
+    fill(segments)
+    directory = segments.publish(OF)
+    second = opened(dir_mode=0o755)
+    left = only(second)
+    second.create(left.of, left.manifest)
+    for path in (f"{root}/models", f"{root}/models/llm", directory, f"{directory}/sub/dir"):
+        assert os.stat(path).st_mode & 0o777 == 0o755
+
+
+def edit(root: str, **changes: object) -> None:
+    """Change a description as it lies there."""
+    (path,) = Path(root, "about").glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def spoil(path: str, how: str) -> None:
+    if how == "length":
+        os.truncate(path, 1)
+    elif how == "mode":
+        os.chmod(path, 0o644)
+    else:
+        os.unlink(path)
+        if how == "link":
+            os.symlink("/etc/passwd", path)
+
+
+# Cut after every step, by SIGKILL.
+
+STEPS = (
+    *("mkdir", "chmod", "open", "ftruncate", "pwrite", "write", "link", "rename", "replace"),
+    *("symlink", "unlink", "rmdir", "fchmod"),
+)
+
+
+def first_life(root: str) -> None:
+    """What a daemon does: every kind of step."""
+    store = DirectorySegments(root)
+    for left in store.found():
+        store.free(left.of)
+    manifest = half(store)
+    put(store, part_of(HALF, manifest, 1), LARGE["b/c.bin"])
+    fill(store, OF)
+    store.publish(OF)
+    store.switch(OF)
+    fill(store, NEWER, {"config.json": b"[]", "copy": LARGE["b/c.bin"]}, {1: FileRef(HALF, 1)})
+    store.publish(NEWER)
+    store.switch(NEWER)
+    store.free(OF)
+    store.free(HALF)
+    store.free(NEWER)
+    store.close()
+
+
+def prepare(root: str) -> None:
+    """Leave a version of each state: half, published, current, without a description."""
+    store = DirectorySegments(root)
+    half(store)
+    for of, data in ((OF, DATA), (NEWER, CONTENT["llm", "ffff"])):
+        fill(store, of, data)
+        store.publish(of)
+        store.switch(of)
+    broken = VersionRef("llm", OF.version, 9)
+    store.create(broken, manifest_of(DATA))
+    os.unlink(f"{root}/about/4.json")
+    store.close()
+
+
+def second_life(root: str) -> None:
+    """What a daemon does with what another one left."""
+    store = DirectorySegments(root)
+    for left in store.found():
+        if left.manifest is None:
+            store.free(left.of)
+            continue
+        store.create(left.of, left.manifest)
+        if not left.is_published:
+            for index, body in enumerate(CONTENT[left.of.name, left.of.version].values()):
+                put(store, part_of(left.of, left.manifest, index), body)
+        store.publish(left.of)
+        store.switch(left.of)
+    for left in store.found():
+        store.free(left.of)
+    store.close()
+
+
+def cut(root: str, step: int, life: Callable[[str], None]) -> bool:
+    """Let a process live until a step is done; return whether it came so far."""
+    pid = os.fork()
+    if not pid:
+        left = step
+
+        def counted(real: Callable[..., object]) -> Callable[..., object]:
+            def call(*args: object, **named: object) -> object:
+                nonlocal left
+                result = real(*args, **named)
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+
+            return call
+
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+        code = 1
+        try:
+            life(root)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in {0, -signal.SIGKILL}
+    return code != 0
+
+
+CONTENT = {
+    ("half", "1"): LARGE,
+    ("llm", OF.version): DATA,
+    ("llm", "ffff"): {"config.json": b"[]", "copy": LARGE["b/c.bin"]},
+}
+
+
+def check_left(store: DirectorySegments, left: Left) -> None:
+    """See that what is said to be there is there; adopt it if it can be."""
+    if left.manifest is None:
+        assert store.free(left.of)
+        return
+    data = CONTENT[left.of.name, left.of.version]
+    for index, span in store.create(left.of, left.manifest):
+        body = list(data.values())[index]
+        assert read(store, index, left.of)[slice(*span)] == body[slice(*span)]
+    if left.is_published:
+        for path, body in data.items():
+            assert Path(left.path, path).read_bytes() == body
+    assert store.free(left.of)
+
+
+def nothing(root: str) -> None:
+    """Leave what is there: nothing."""
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside threads, 3.12
+@pytest.mark.parametrize(
+    ("before", "life", "steps"), [(nothing, first_life, 80), (prepare, second_life, 40)]
+)
+def test_a_daemon_that_is_killed_after_any_step_leaves_nothing_wrong(root, before, life, steps):
+    step, adopted, broken = 1, 0, 0
+    before(root)
+    while cut(root, step, life):
+        store = DirectorySegments(root)
+        for home in Path(root, "models").iterdir():
+            assert not (home / "current").is_symlink() or (home / "current").is_dir()
+            assert not os.path.lexists(home / ".current")
+        for left in store.found():
+            adopted += left.manifest is not None
+            broken += left.manifest is None
+            check_left(store, left)
+        assert paths(root) == set(), step
+        store.close()
+        step += 1
+        before(root)
+    assert step > steps
+    assert adopted > steps // 2
+    assert broken > 10

@@ -1,0 +1,194 @@
+"""Loads are checked as they come: by what the store tells, or by the list that came with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cached.core import effects
+from cached.core.digests import Digests, FileDigests
+from cached.core.errors import ObjectChanged, StoreUnavailable
+from cached.core.objects import ObjectFacts
+from tests.fakes.world import BLOCK, RIGHT, World, manifest, stored
+
+ONE = manifest(stored("a.safetensors", 8), stored("b.txt", 2))
+LISTED = manifest(stored("a.safetensors", 8), stored("cached.manifest.json", 1))
+CAN = frozenset({"sha256"})
+
+
+def checked_world(listing=ONE, **more: object) -> World:
+    options = {"verify": "checksum", "can_check": CAN} | more
+    world = World({"m": listing}, prefetch=["m"], **options)  # type: ignore[arg-type]
+    world.facts = {stored.path: ObjectFacts(checksum=RIGHT) for stored in listing.objects}
+    return world
+
+
+def logged(world: World, kind: type) -> list[Any]:
+    return [effect for effect in world.log if isinstance(effect, kind)]
+
+
+def until(world: World, kind: type) -> effects.Effect:
+    """End jobs until one of this kind is there."""
+    for _ in range(1000):
+        found = [job for job in world.jobs if isinstance(job, kind)]
+        if found:
+            return found[0]
+        world.end(world.jobs[0])
+    raise AssertionError(kind)
+
+
+def test_each_file_is_asked_about_once_and_checked():
+    world = checked_world()
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    assert world.status("m")["verified"] == "sha256"
+    assert len(logged(world, effects.Describe)) == 2
+    assert {look.algorithm for look in logged(world, effects.Looked)} == {"sha256"}
+
+
+def test_the_first_get_is_not_behind_a_look():
+    world = checked_world(slots=1)
+
+    assert isinstance(until(world, effects.FetchPart), effects.FetchPart)
+    assert not logged(world, effects.Describe)
+
+
+def test_nothing_is_published_before_the_sums_are_right():
+    world = checked_world()
+    check = until(world, effects.Check)
+    for job in [job for job in world.jobs if not isinstance(job, effects.Check)]:
+        world.end(job)
+    while others := [job for job in world.jobs if not isinstance(job, effects.Check)]:
+        world.end(others[0])
+
+    assert world.status("m")["state"] == "loading"
+    assert check in world.jobs
+    world.run()
+    assert world.status("m")["state"] == "resident"
+
+
+def test_a_wrong_byte_is_fetched_once_more_and_who_reads_early_keeps_his_view():
+    world = checked_world()
+    world.spoil = {(0, 3)}
+    peer, request = world.opened("m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+    assert world.status("m")["state"] == "resident"
+    mismatched = logged(world, effects.Mismatched)
+    assert [(each.path, each.is_final) for each in mismatched] == [("a.safetensors", False)]
+    gets = [job.part for job in logged(world, effects.FetchPart) if job.part.file.index == 0]
+    assert sum(part.stop - part.start for part in gets) == 2 * 8 * BLOCK
+    world.leave(peer)
+
+
+def test_bytes_that_are_wrong_twice_fail_the_load_with_the_file_and_the_algorithm():
+    world = checked_world()
+    world.spoil = {(0, 3)}
+    _, request = world.opened("m", until="ready")
+    for _ in range(1000):
+        if not world.jobs:
+            break
+        world.end(world.jobs[0])
+        if any(not each.is_final for each in logged(world, effects.Mismatched)):
+            world.spoil.add((0, 3))
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "checksum_mismatch"
+    error = str(answer.body["error"])
+    assert "a.safetensors" in error
+    assert "sha256" in error
+    assert [each.is_final for each in logged(world, effects.Mismatched)] == [False, True]
+    assert not world.there
+
+
+def test_a_look_that_fails_is_tried_again():
+    world = checked_world()
+    look = until(world, effects.Describe)
+    world.end(look, error=StoreUnavailable("503"))
+    world.run()
+    world.sleep(1)
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+
+
+def test_a_look_that_fails_for_good_fails_the_load():
+    world = checked_world()
+    world.end(until(world, effects.Describe), error=ObjectChanged("412"))
+
+    assert world.status("m")["state"] == "failed"
+
+
+def test_looks_take_slots_as_gets_do():
+    world = checked_world(slots=2)
+    for _ in range(200):
+        if not world.jobs:
+            break
+        kinds = effects.FetchPart | effects.Describe
+        assert len([job for job in world.jobs if isinstance(job, kinds)]) <= 2
+        world.end(world.jobs[-1])
+
+
+def test_parts_are_wide_where_each_get_costs_a_call_of_kms():
+    big = manifest(stored("a.safetensors", 1200))
+    for has_bucket_key in (False, True):
+        world = checked_world(big, slots=1)
+        facts = ObjectFacts(RIGHT, None, "aws:kms", "key", has_bucket_key)
+        world.facts = {"a.safetensors": facts}
+        world.run()
+
+        longest = max(job.part.stop - job.part.start for job in logged(world, effects.FetchPart))
+        assert (longest > 8 << 20) == (not has_bucket_key)
+
+
+def digests_of(listing, wrong: set[int] = frozenset()) -> Digests:  # type: ignore[assignment]
+    files = {}
+    for stored_object in listing.objects:
+        count = stored_object.size_bytes // BLOCK
+        blocks = tuple((1 if at in wrong else 0).to_bytes(32) for at in range(count))
+        files[stored_object.path] = FileDigests(stored_object.size_bytes, bytes(32), blocks)
+    return Digests(BLOCK, files)
+
+
+def test_with_digests_nothing_is_granted_before_its_block_matched():
+    world = checked_world(LISTED, verify="digest")
+    world.digests = digests_of(LISTED)
+    _, request = world.opened("m")
+    until(world, effects.ReadDigests)
+    while others := [job for job in world.jobs if not isinstance(job, effects.ReadDigests)]:
+        world.end(others[0])
+    before = world.answer(request)
+    world.run()
+
+    assert before is None
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+    assert world.status("m")["verified"] == "digest"
+    assert not logged(world, effects.Describe)
+
+
+def test_without_a_list_verify_by_digest_refuses_the_model_and_says_what_to_do():
+    world = checked_world(ONE, verify="digest")
+    _, request = world.opened("m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "load_failed"
+    assert "cached digest s3://" in str(answer.body["error"])
+
+
+def test_a_list_that_does_not_fit_the_model_refuses_it():
+    world = checked_world(LISTED, verify="digest")
+    world.digests = Digests(BLOCK, {})
+    _, request = world.opened("m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "load_failed"

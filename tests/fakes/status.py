@@ -1,0 +1,63 @@
+"""A reply to ``status``, as docs/wire.md has it."""
+
+from __future__ import annotations
+
+STATUS: dict[str, object] = {
+    "daemon": "0.1.0",
+    "pid": 4711,
+    "uptime_s": 12.5,
+    "ready": True,
+    "socket": "/s",
+    "memory": {
+        "budget_bytes": 8000,
+        "reserved_bytes": 100,
+        "committed_bytes": 1000,
+        "leased_bytes": 900,
+        "free_bytes": 6900,
+    },
+    "gets": {"in_flight": 2, "window": 8},
+    "models": [
+        {
+            "name": "llm",
+            "uri": "s3://b/m/",
+            "state": "resident",
+            "version": "9f2c",
+            "size_bytes": 1000,
+            "committed_bytes": 1000,
+            "files": 1,
+            "leases": 2,
+            "opens": 3,
+            "path": "/dev/shm/llm",
+            "pinned": False,
+            "load_s": 0.61,
+            "error": None,
+            "confirmed": True,
+            "refreshing": False,
+            "verified": "crc64nvme",
+            "versions": [
+                {"version": "9f2c", "state": "current", "leases": 2, "size_bytes": 1000},
+                {"version": "77aa", "state": "kept", "leases": 1, "size_bytes": 900},
+                {"version": "55bb", "state": "kept", "leases": 1, "size_bytes": 900},
+            ],
+        },
+        {
+            "name": "clip",
+            "uri": "s3://b/c",
+            "state": "absent",
+            "version": None,
+            "size_bytes": None,
+            "committed_bytes": 0,
+            "files": None,
+            "leases": 0,
+            "opens": 0,
+            "path": None,
+            "pinned": False,
+            "load_s": None,
+            "error": None,
+            "confirmed": True,
+            "refreshing": False,
+            "verified": "crc64nvme",
+            "versions": [],
+        },
+    ],
+}
