@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: setup fmt lint check test test-slow cover demo bench bench-setup bench-attach bench-share \
+.PHONY: setup fmt lint check test test-slow soak cover demo bench bench-setup bench-attach bench-share \
 	bench-fetch bench-faults bench-checksum docs dist lock clean help
 
 setup: $(READY)  ## make .venv with the pinned versions (PYTHON=..., VENV=...)
@@ -40,6 +40,9 @@ test: $(READY)  ## the suite without the slow tests (ARGS="-k name")
 
 test-slow: $(READY)  ## the slow tests: real processes, servers, kills
 	$(BIN)/pytest -m slow $(ARGS)
+
+soak: $(READY)  ## everything at once, 10 minutes for each back end (CACHED_TEST_SOAK_S=60 is shorter)
+	CACHED_TEST_SOAK_S=$${CACHED_TEST_SOAK_S:-600} $(BIN)/pytest -s tests/e2e/test_soak.py $(ARGS)
 
 cover: $(READY)  ## branch coverage of the fast tests
 	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS)

@@ -79,7 +79,7 @@ ROWS: dict[type, tuple[str, str]] = {
     effects.Drained: ("info", "daemon drained"),
 }
 SILENT = {events.Ticked, events.DrainRequested, effects.WakeAt}
-REPEATED = {effects.Retried, effects.Reply}
+REPEATED = {effects.Retried, effects.Refused, effects.Reply}
 
 # These pass, or the next version does: no person must act.
 _PASSING = {

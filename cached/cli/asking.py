@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from cached.client import settings
 from cached.client.deadline import Deadline
 from cached.client.dialing import connect
+from cached.client.mappings import close_all
 from cached.core.errors import DaemonUnavailable, TimedOut, VersionUnknown
 from cached.core.units import format_seconds
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
     from cached.client.connection import Connection
 
+KEPT_FD: Final = (
+    10  # a shell's script may name 0 to 9 for itself: POSIX, Shell Command Language, 2.7
+)
 ANSWER_S = 10.0  # for what a daemon answers at once: one that does not is stuck
 
 
@@ -44,6 +49,7 @@ class Asking:
         checked = settings.daemon_address(address, "--socket")
         is_patient = timeout_s is not None  # the rule of cached.open
         self._connection: Connection = connect(checked, self.deadline, is_patient=is_patient)
+        self._kept: list[int] = []
 
     def __enter__(self) -> Asking:
         try:
@@ -54,6 +60,7 @@ class Asking:
         return self
 
     def __exit__(self, *error: object) -> None:
+        close_all(self._kept)
         self._connection.close()
 
     def ask(self, op: str, *, within_s: float | None = None, **fields: object) -> dict[str, Any]:
@@ -113,7 +120,8 @@ class Asking:
 
     def keep_over_exec(self) -> None:
         """Let the program that this process becomes, and its children, hold the lease."""
-        os.set_inheritable(self._connection.socket.fileno(), True)
+        kept = fcntl.fcntl(self._connection.socket, fcntl.F_DUPFD, KEPT_FD)  # survives exec
+        self._kept.append(kept)
 
     def status(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the status reply, with these models only; all if none is named."""

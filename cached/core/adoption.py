@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cached.core.effects import Evicted
 from cached.core.integrity import DIGEST, OFF, Integrity
 from cached.core.loads import Load, footprint_bytes
+from cached.core.manifest import version_of
 from cached.core.objects import Manifest
 from cached.core.parts import Planner
 
@@ -59,6 +60,7 @@ def _best(ref: ModelRef, limits: Limits, left: Sequence[Left]) -> list[Left]:
         if each.of.name == ref.name
         and each.manifest is not None
         and each.manifest.uri == ref.uri
+        and _adds_up(each.manifest)
         and (each.is_published or ref.prefetch)
         and (each.is_trusted or limits.verify != OFF)
     ]
@@ -66,9 +68,16 @@ def _best(ref: ModelRef, limits: Limits, left: Sequence[Left]) -> list[Left]:
     return found[-1:]
 
 
+def _adds_up(manifest: Manifest) -> bool:
+    """Return whether what was written down of a version is what was listed once."""
+    is_named = all(stored.key.endswith(stored.path) for stored in manifest.objects)
+    return is_named and version_of(manifest.uri, manifest.objects) == manifest.version
+
+
 def _load(left: Left, limits: Limits, now_s: float) -> Load:
     manifest = left.manifest or Manifest("", left.of.version, ())
-    planner = Planner(manifest)
+    is_checked_first = limits.verify == DIGEST or not left.is_trusted
+    planner = Planner(manifest, is_checked_first=is_checked_first)
     was_checked = left.is_published and left.is_trusted and limits.verify != DIGEST
     integrity = Integrity(
         manifest,

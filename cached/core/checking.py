@@ -88,6 +88,7 @@ class Checking:
             self._failed(load, ChecksumMismatch(message, hint=error.hint), now_s)
             return None
         if wrong is not None:
+            load.doubt_header(index)
             mismatched = Mismatched(
                 event.file, path, event.algorithm, wrong.start, wrong.stop, is_final=False
             )

@@ -17,7 +17,7 @@ from cached.core.effects import (
 )
 from cached.core.errors import LoadFailed
 from cached.core.hedging import Hedging
-from cached.core.loads import Flight, delay_s
+from cached.core.loads import VOID, Flight, delay_s
 from cached.core.objects import FileRef, Part
 from cached.core.parts import PartSize
 from cached.core.window import Window
@@ -100,9 +100,18 @@ class Filling:
         self._checking.came(load, index)
         self._read_header(load, index)
 
+    def _with_header(self, file: FileRef) -> Load | None:
+        """Return the load whose header was read; None if what was read is of no use."""
+        load = self._shelf.coming(file.of)
+        if load is None or load.header_asked.get(file.index) != VOID:
+            return load
+        del load.header_asked[file.index]
+        self._read_header(load, file.index)
+        return None
+
     def header_read(self, event: events.HeaderRead) -> None:
         """One more header is known."""
-        load = self._shelf.coming(event.file.of)
+        load = self._with_header(event.file)
         if load is not None:
             load.headers[event.file.index] = event.header
             load.planner.header_known(event.file.index, event.header.header_bytes)
@@ -110,7 +119,7 @@ class Filling:
 
     def header_sized(self, event: events.HeaderSized) -> None:
         """Fetch the rest of a long header before anything else of that file."""
-        load = self._shelf.coming(event.file.of)
+        load = self._with_header(event.file)
         if load is not None:
             index = event.file.index
             load.planner.header_known(index, event.header_bytes)
@@ -121,7 +130,7 @@ class Filling:
 
     def header_refused(self, event: events.HeaderRefused, now_s: float) -> None:
         """A file that is not what its name says makes the model unusable."""
-        load = self._shelf.coming(event.file.of)
+        load = self._with_header(event.file)
         if load is not None:
             path = load.manifest.objects[event.file.index].path
             where = f"{path} of {load.manifest.uri}"
@@ -278,6 +287,7 @@ class Filling:
 
     def plan(self, now_s: float) -> None:
         """Fill the free slots with GETs: hedges, what workers wait for, what is pinned, others."""
+        self._straggler_at_s = None
         if self._in_flight >= self._window.gets or self._shelf.is_stopped:
             return
         self._send_hedges()
@@ -289,7 +299,6 @@ class Filling:
         filling.sort(key=self._rank)
         for load in filling:
             self._plan_load(load, now_s)
-        self._straggler_at_s = None
         if self._in_flight < self._window.gets:
             self._window.rest()
             self._hedge_stragglers(filling, now_s)

@@ -342,6 +342,8 @@ class Integrity:
             message = f"bytes {span.start} to {span.stop} were wrong twice"
             raise ChecksumMismatch(message)
         file.refetched.add(span.start)
+        if self._verify == CHECKSUM:
+            file.is_early = True  # all of it comes from the store now, whoever left it
         way.forget(span)
         file.good.remove(span.start, span.stop)
         self._planner.forget(index, span.start, span.stop)

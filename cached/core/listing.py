@@ -190,4 +190,6 @@ def _has_list(manifest: Manifest) -> bool:
 
 def _no_list(manifest: Manifest) -> LoadFailed:
     message = f"there is no {MANIFEST_NAME} at {manifest.uri}, and verify is {DIGEST}"
-    return LoadFailed(message, hint=f"write one: cached digest {manifest.uri}")
+    if manifest.uri.endswith("/"):
+        return LoadFailed(message, hint=f"write one: cached digest {manifest.uri}")
+    return LoadFailed(message, hint="name the prefix that holds the object, and write one there")

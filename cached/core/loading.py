@@ -18,7 +18,7 @@ from cached.core.errors import (
     Stale,
     VersionUnknown,
 )
-from cached.core.integrity import Integrity
+from cached.core.integrity import DIGEST, Integrity
 from cached.core.loads import Load
 from cached.core.objects import VersionRef
 from cached.core.parts import Planner
@@ -147,7 +147,8 @@ class Loading:
         of = VersionRef(model.ref.name, manifest.version, self._shelf.next_load())
         self._shelf.ledger.reserve(of, admission.needed_bytes(manifest, shared))
         learnt = model.learnt[1] if model.learnt[0] == of.version else ()
-        planner = Planner(manifest, learnt=learnt)
+        is_checked_first = self._limits.verify == DIGEST
+        planner = Planner(manifest, learnt=learnt, is_checked_first=is_checked_first)
         integrity = Integrity(
             manifest,
             planner,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 4096
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 20.0  # AWS SDKs' cap for back-off
+VOID = -1  # in header_asked: a header is being read, from bytes that were found wrong meanwhile
 
 
 class Flight:
@@ -138,6 +139,12 @@ class Load:
             for index, stored in enumerate(self.manifest.objects)
             if stored.is_safetensors
         )
+
+    def doubt_header(self, index: int) -> None:
+        """Have a header read anew that came from bytes which are wrong."""
+        was_read = self.headers.pop(index, None) is not None
+        if self.header_asked.pop(index, 1) == 0 and not was_read:
+            self.header_asked[index] = VOID
 
     @property
     def is_complete(self) -> bool:

@@ -162,7 +162,8 @@ class Left(NamedTuple):
         path: its directory.
         is_published: complete; else it was being filled.
         is_current: ``current`` points to it.
-        size_bytes: pages of all its files; a file that two versions share counts in each.
+        size_bytes: pages of its files. One that several versions share counts in one of them, the
+            one that is likelier to go on: the sum of all is what the file system holds.
         is_trusted: written since this machine was started, so what is said to be there is there;
             else look at the content before it is served.
     """

@@ -35,8 +35,9 @@ _WANTED: Final = 1  # first come, first served
 _AGAIN: Final = 2  # failed: so that files become whole
 _HEADER: Final = 3
 _SMALL: Final = 4
-_LEARNT: Final = 5
-_FILE: Final = 6
+_CHECKED_HEADER: Final = 5  # after the list of digests, which is small
+_LEARNT: Final = 6
+_FILE: Final = 7
 
 Planned = tuple[int, int, int]
 """Index of the file, first byte, one past the last byte."""
@@ -174,6 +175,9 @@ class Planner:
     Args:
         manifest: of the version.
         learnt: ``touched`` of an earlier planner of the same version.
+        is_checked_first: a header is read only after it was checked together with what follows
+            it: then nothing waits for headers, but what may be checked with them goes before
+            the rest.
     """
 
     __slots__ = (
@@ -181,7 +185,13 @@ class Planner:
         *("_queue", "_queued", "_touched", "_wants"),
     )
 
-    def __init__(self, manifest: Manifest, *, learnt: Sequence[Planned] = ()) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        learnt: Sequence[Planned] = (),
+        is_checked_first: bool = False,
+    ) -> None:
         self._files: list[_File] = []
         self._queue: list[_Entry] = []
         self._parked: dict[int, list[_Entry]] = {}  # behind a gate, by file
@@ -193,10 +203,13 @@ class Planner:
         self._missing_bytes = manifest.size_bytes
         for index, stored in enumerate(manifest.objects):
             size_bytes = stored.size_bytes
-            gate = min(size_bytes, MIN_PART_BYTES) if stored.is_safetensors else size_bytes
+            is_gated = stored.is_safetensors and not is_checked_first
+            gate = min(size_bytes, MIN_PART_BYTES) if is_gated else size_bytes
             self._files.append(_File(size_bytes, gate))
-            if stored.is_safetensors:
+            if is_gated:
                 self._push(_HEADER, (index, 0, gate))
+            elif stored.is_safetensors:
+                self._push(_CHECKED_HEADER, (index, 0, min(size_bytes, MAX_PART_BYTES)))
             elif size_bytes <= MIN_PART_BYTES:
                 self._push(_SMALL, (index, 0, size_bytes))
             self._push(_FILE, (index, 0, size_bytes))

@@ -134,6 +134,16 @@ def test_run_holds_the_model_until_the_program_and_its_children_have_ended(daemo
     daemon.wait_for_leases(0)
 
 
+def test_a_script_that_uses_the_descriptors_of_scripts_keeps_the_model(daemon, become):
+    taken = " ".join(f"{number}</dev/null" for number in range(3, 10))
+    process = become("m", "--", "sh", "-c", f"exec {taken}; echo up; cat", stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    assert daemon.leases == 1
+    ended(process)
+    daemon.wait_for_leases(0)
+
+
 def test_run_leaves_the_signals_to_the_program(become):
     out = ended(become("m", "--", "sh", "-c", "grep SigIgn /proc/self/status"))
     assert int(out.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from cached.core import effects
-from cached.core.objects import Left, Manifest, ObjectFacts, VersionRef
+from cached.core.objects import FileRef, Left, Manifest, ObjectFacts, VersionRef
 from tests.fakes.world import BLOCK, RIGHT, World, manifest, stored
 
 URI = "s3://bucket/m/"
@@ -153,6 +157,19 @@ def test_what_an_earlier_boot_left_is_read_only_when_it_was_checked():
     assert len([job for job in world.log if isinstance(job, effects.Check)]) == 1
 
 
+def test_a_file_of_an_earlier_boot_that_turns_out_wrong_is_fetched_anew_to_its_end():
+    found = left(ONE, is_trusted=False)
+    world = World({"m": ONE}, prefetch=["m"], left=[found], verify="checksum", can_check=CAN)
+    world.facts = {stored.path: ObjectFacts(checksum=RIGHT) for stored in ONE.objects}
+    world.wrong = {(FileRef(found.of, 0), 7)}
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    assert sorted((file.index, block) for file, block in world.fetched) == [
+        (0, block) for block in range(8)
+    ]
+
+
 def test_what_an_earlier_boot_left_goes_if_nothing_is_checked():
     world = World({"m": ONE}, left=[left(ONE, is_trusted=False)])
     world.run()
@@ -165,3 +182,25 @@ def test_new_loads_have_other_numbers_than_what_was_left():
     world.run()
 
     assert {of.load for of in world.there} == {8}
+
+
+def test_half_a_version_that_is_not_trusted_is_filled_though_its_header_is_not_read_yet():
+    relic = left(ONE, is_published=False, is_trusted=False)
+    world = World({"m": ONE}, prefetch=["m"], left=[relic], verify="checksum", can_check=CAN)
+    world.half = {(0, 0)}
+    world.facts = {file.path: ObjectFacts(checksum=RIGHT) for file in ONE.objects}
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+
+
+@pytest.mark.parametrize("member", ["etag", "key", "size_bytes", "version_id"])
+def test_a_description_that_does_not_add_up_goes(member: str):
+    other: Any = 9 * BLOCK if member == "size_bytes" else "another"
+    spoilt = (ONE.objects[0]._replace(**{member: other}), *ONE.objects[1:])
+    world = World({"m": ONE}, prefetch=["m"], left=[left(ONE._replace(objects=spoilt))])
+    world.run()
+
+    assert world.status("m")["version"] == ONE.version
+    assert not [effect for effect in world.log if isinstance(effect, effects.Adopted)]
+    assert {file.index for file, _ in world.fetched} == {0, 1}

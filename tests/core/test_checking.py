@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cached.core import effects
+import pytest
+
+from cached.core import effects, events
 from cached.core.digests import Digests, FileDigests
-from cached.core.errors import ObjectChanged, StoreUnavailable
+from cached.core.errors import HeaderError, ObjectChanged, StoreUnavailable
 from cached.core.objects import ObjectFacts
 from tests.fakes.world import BLOCK, RIGHT, World, manifest, stored
 
@@ -82,6 +84,41 @@ def test_a_wrong_byte_is_fetched_once_more_and_who_reads_early_keeps_his_view():
     gets = [job.part for job in logged(world, effects.FetchPart) if job.part.file.index == 0]
     assert sum(part.stop - part.start for part in gets) == 2 * 8 * BLOCK
     world.leave(peer)
+
+
+@pytest.mark.parametrize("is_slow", [False, True], ids=["read before", "read after"])
+def test_a_header_that_came_with_wrong_bytes_is_read_anew(is_slow: bool):
+    world = checked_world(manifest(stored("a.safetensors", 2)))
+    world.spoil = {(0, 0)}
+    until(world, effects.ReadHeader)
+    reading = world.job(effects.ReadHeader)
+    if not is_slow:
+        world.end(reading)
+    while not logged(world, effects.Mismatched):
+        world.end(next(job for job in world.jobs if job is not reading))
+    assert world.status("m")["headers"] is False
+    if is_slow:
+        world.end(reading)
+        assert world.status("m")["headers"] is False
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    assert len(logged(world, effects.ReadHeader)) == 2
+
+
+def test_a_header_of_wrong_bytes_that_cannot_be_read_is_no_failure_once_they_are_known():
+    world = checked_world(manifest(stored("a.safetensors", 2)))
+    world.spoil = {(0, 0)}
+    until(world, effects.ReadHeader)
+    reading = world.job(effects.ReadHeader)
+    assert isinstance(reading, effects.ReadHeader)
+    while not logged(world, effects.Mismatched):
+        world.end(next(job for job in world.jobs if job is not reading))
+    world.jobs.remove(reading)
+    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
 
 
 def test_bytes_that_are_wrong_twice_fail_the_load_with_the_file_and_the_algorithm():
@@ -170,6 +207,43 @@ def test_with_digests_nothing_is_granted_before_its_block_matched():
     assert answer.code is None
     assert world.status("m")["verified"] == "digest"
     assert not logged(world, effects.Describe)
+
+
+def test_a_header_whose_block_is_longer_than_the_first_get_is_waited_for_by_nothing():
+    listing = manifest(stored("a.safetensors", 40), stored("cached.manifest.json", 1))
+    world = checked_world(listing, verify="digest")
+    sums = (bytes(32), bytes(32))
+    files = {"a.safetensors": FileDigests(40 * BLOCK, bytes(32), sums)}
+    world.digests = Digests(32 * BLOCK, files)
+    _, request = world.opened("m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+    assert world.status("m")["state"] == "resident"
+
+
+def test_blocks_longer_than_what_comes_before_a_header_are_fetched_whole():
+    """A header is read once its block matched, and the rest of a file comes after its header."""
+    listing = manifest(*(stored(f"{name}.safetensors", 64) for name in "abc"), LISTED.objects[1])
+    world = checked_world(listing, verify="digest", slots=1)
+    block_bytes = 8 * BLOCK
+    files = {
+        each.path: FileDigests(each.size_bytes, bytes(32), (bytes(32),) * 8)
+        for each in listing.objects
+    }
+    world.digests = Digests(block_bytes, files)
+    _, request = world.opened("m")
+    while world.answer(request) is None:
+        world.end(world.jobs[0])
+    come = {(file.index, block) for file, block in world.fetched}
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    first = {(index, block) for index in range(3) for block in range(8)}
+    assert first <= come
+    assert max(block for _, block in come) < 40, "no file is whole before the others' headers"
 
 
 def test_without_a_list_verify_by_digest_refuses_the_model_and_says_what_to_do():

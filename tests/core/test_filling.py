@@ -236,3 +236,19 @@ def test_the_window_is_halved_when_the_store_is_asked_too_much():
 
     assert (full, after) == (8, 4)
     assert len(fetches(world)) <= 4
+
+
+def test_a_straggler_sets_no_timer_while_every_slot_is_taken():
+    """The daemon spun on a time that had come, while the window was too small for a hedge."""
+    world = World({"m": manifest(stored("a.bin", 8))}, slots=2)
+    world.opened("m")
+    first, second = first_fetch(world), fetches(world)[1]
+    world.end(second)  # one slot is free: the other one's age is looked at
+    while others := [job for job in world.jobs if job is not first]:
+        world.end(others[0])
+    timer_s = world.wake_at_s
+    world.stall(first.part, 0.3)  # the hedge takes it
+    world.sleep(5.0)
+
+    assert timer_s == 0.5
+    assert world.wake_at_s is None or world.wake_at_s > world.now_s

@@ -215,6 +215,20 @@ def test_the_first_get_of_a_safetensors_file_runs_alone():
     ]
 
 
+def test_where_headers_are_checked_first_nothing_waits_for_them_but_they_come_early():
+    files = (20 * MIB, ("list.json", 100), (".bin", 9 * MIB), 3 * MIB)
+    planner = Planner(manifest(*files), is_checked_first=True)
+    assert drained(planner) == [
+        (1, 0, 100),
+        (0, 0, 8 * MIB),
+        (3, 0, 3 * MIB),
+        (0, 8 * MIB, 16 * MIB),
+        (0, 16 * MIB, 20 * MIB),
+        (2, 0, 8 * MIB),
+        (2, 8 * MIB, 9 * MIB),
+    ]
+
+
 def test_the_rest_of_a_long_header_goes_before_other_files():
     planner = Planner(manifest((".bin", 20 * MIB), 20 * MIB))
     assert planner.next(MIB) == (1, 0, MIB)

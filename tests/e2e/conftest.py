@@ -10,7 +10,8 @@ import pytest
 
 from bench import gpt2
 from bench.seaweed import Seaweed, weed_path
-from tests.e2e.served import Served
+from cached.adapters.segments.opening import file_system
+from tests.e2e.served import TMPFS, Served
 from tests.e2e.sparse import write_sparse
 from tests.fakes.store_server import StoreServer
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
             at: Path | None = None,
             root: Path | None = None,
             purge: bool = True,
+            is_awaited: bool = True,
             command: tuple[str, ...] = ...,
         ) -> Served: ...
 
@@ -53,28 +55,47 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemons]:
     """Start ``cached serve`` processes, and let this process's ``cached.open`` find the last one.
 
     At the end each must still run or have been killed by the test, end with 0 after SIGTERM, and
-    leave nothing in its segment root, unless it was told to.
+    leave nothing in its segment root, unless it was told to. With ``is_awaited=False`` it need not
+    listen yet.
     """
     started: list[Served] = []
 
-    def start(models: Mapping[str, str], *flags: str, **settings: Any) -> Served:
+    def start(
+        models: Mapping[str, str], *flags: str, is_awaited: bool = True, **settings: Any
+    ) -> Served:
         served = Served(models, *flags, **settings)
         started.append(served)
-        served.wait_for_start()
+        if is_awaited:
+            served.wait_for_start()
         monkeypatch.setenv("CACHED_SOCKET", str(served.socket))
         return served
 
     try:
         yield start
-        for served in started:
-            if served.process.poll() == -signal.SIGKILL:
-                continue
+        ended = [served for served in started if served.process.poll() != -signal.SIGKILL]
+        for served in ended:
             assert served.stop() == 0, served.log.read_text()
+        for served in ended:  # two may have had one root and socket, one after the other
             assert not served.purge or served.left_files() == []
             assert not served.socket.exists()
     finally:
         for served in started:
             served.remove()
+
+
+@pytest.fixture
+def tmpfs() -> None:
+    """What a daemon leaves in memory, the next one finds: on a tmpfs alone."""
+    if not TMPFS.is_dir() or file_system(str(TMPFS)) != "tmpfs":
+        pytest.skip(f"NO TEST OF WHAT A DAEMON LEAVES IN MEMORY: {TMPFS} is no tmpfs")
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Path:
+    """A segment root that is not there yet, on a disk."""
+    if file_system(str(tmp_path)) == "tmpfs":
+        pytest.skip(f"NO TEST OF FILES ON A DISK: {tmp_path} is on a tmpfs; see --basetemp")
+    return tmp_path / "segments"
 
 
 @pytest.fixture

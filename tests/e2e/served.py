@@ -131,12 +131,16 @@ class Served:
         """Run a command of ``cached`` that talks to this daemon."""
         return run(*arguments, more=self.worker_environment(), timeout_s=timeout_s)
 
-    def model(self, name: str) -> dict[str, Any]:
-        """Return what ``cached status --json`` tells of a model."""
+    def status(self) -> dict[str, Any]:
+        """Return what ``cached status --json`` tells."""
         ended = self.run("status", "--json")
         assert ended.returncode == 0, ended.stderr
-        models = json.loads(ended.stdout)["models"]
-        return next(model for model in models if model["name"] == name)
+        told: dict[str, Any] = json.loads(ended.stdout)
+        return told
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return what ``cached status --json`` tells of a model."""
+        return next(model for model in self.status()["models"] if model["name"] == name)
 
     def wait_for_state(self, name: str, state: str, timeout_s: float = 30.0) -> dict[str, Any]:
         """Return a model's status once it is in this state."""
@@ -177,8 +181,12 @@ class Served:
         )
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the lines of its log; every one must be JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """Return the lines of its log; every one must be JSON, but the last if it was cut."""
+        return [
+            json.loads(line)
+            for line in self.log.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
 
     def stop(self) -> int:
         """End it by SIGTERM and return its exit code."""

@@ -130,7 +130,8 @@ def test_a_stalled_body_is_cut_and_resumed_where_it_stopped(
     with cached.open("bad", timeout_s=30) as model:
         assert bytes(model.file("weights.bin")) == CONTENT.content(0, CONTENT.size_bytes)
     assert served.metric("cached_fetch_bytes_total") == CONTENT.size_bytes
-    assert served.metric("cached_retries_total") >= 1
+    again = served.metric("cached_retries_total") + served.metric("cached_hedges_total")
+    assert again >= 1
     assert_serves(served, tiny)
 
 
@@ -150,8 +151,11 @@ def test_an_object_that_is_replaced_in_mid_load_is_loaded_anew_and_never_mixed(
     server = store({KEY: CONTENT, "llm/a.txt": b"a"}, faults={3: Changed()})
     served = start(daemon, server, tiny)
     read = eventually_read(30)
-    new = server.objects[KEY]
-    assert new.content != CONTENT.content(0, CONTENT.size_bytes)
+    new, old = server.objects[KEY], CONTENT.content(0, CONTENT.size_bytes)
+    assert new.content != old
+    if read == old:  # a second GET was sent for the one that met the change, and was before it
+        assert served.metric("cached_hedges_total") >= 1
+        return
     assert read == new.content
     etags = {
         asked.headers["if-match"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import calendar
 import hashlib
+import itertools
 import re
 import time
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus, unquote
 from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BLOCK_BYTES = 1_048_573  # a prime: no two parts of a model look alike
 PAGE_KEYS = 1000
@@ -101,12 +106,49 @@ def stored(content: Content | Stored) -> Stored:
 
 
 def replaced(found: Stored) -> Stored:
-    """Return an object to put in the place of one: as long, every byte and the ETag another."""
+    """Return an object to put in the place of one: as long, every byte and the ETag another.
+
+    Headers stay, but for the checksums of ``summed``.
+    """
     content = found.content_of(0, found.size_bytes).translate(_NEXT_BYTE)
-    return stored(content)._replace(headers=found.headers)
+    made = stored(content)._replace(headers=found.headers, part_bytes=found.part_bytes)
+    names = [name for name, _ in found.headers if name.startswith(CHECKSUM)]
+    return summed(made, names[0].removeprefix(CHECKSUM)) if names else made
 
 
 _NEXT_BYTE = bytes((byte + 1) % 256 for byte in range(256))
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    """Return the same bytes but for the lowest bit of one."""
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+CHECKSUM = "x-amz-checksum-"
+_SUMS: dict[str, Callable[[bytes], bytes]] = {
+    "crc32": lambda data: zlib.crc32(data).to_bytes(4),
+    "sha1": lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
+    "sha256": lambda data: hashlib.sha256(data).digest(),
+}
+
+
+def summed(found: Stored, algorithm: str) -> Stored:
+    """Return the object with its checksum, as the store tells it; of its parts if it has some.
+
+    Args:
+        found: any; ``part_bytes`` decides whether its checksum is composite.
+        algorithm: ``crc32``, ``sha1`` or ``sha256``.
+    """
+    sum_of = _SUMS[algorithm]
+    content = found.content_of(0, found.size_bytes)
+    value = base64.b64encode(sum_of(content)).decode()
+    if found.parts:
+        stops = itertools.accumulate(found.parts)
+        spans = zip(stops, found.parts, strict=True)
+        sums = b"".join(sum_of(content[stop - length : stop]) for stop, length in spans)
+        value = f"{base64.b64encode(sum_of(sums)).decode()}-{len(found.parts)}"
+    kept = tuple(pair for pair in found.headers if not pair[0].startswith(CHECKSUM))
+    return found._replace(headers=(*kept, (CHECKSUM + algorithm, value)))
 
 
 class Answer(NamedTuple):

@@ -60,6 +60,13 @@ class Duplicate(NamedTuple):
     """Send the body twice."""
 
 
+class Corrupted(NamedTuple):
+    """Flip the lowest bit of one byte of the body."""
+
+    at: int = 0
+    """Which byte, modulo the body's length."""
+
+
 class Changed(NamedTuple):
     """From now on the object is another one: as long, every byte and the ETag another."""
 
@@ -101,6 +108,7 @@ Fault = (
     | WrongTotal
     | WrongLength
     | Duplicate
+    | Corrupted
     | Changed
     | NoEtag
     | OtherEtag

@@ -29,6 +29,7 @@ from tests.fakes.s3_objects import (
     Asked,
     Generated,
     Stored,
+    flipped,
     listing,
     locked,
     refusal,
@@ -39,6 +40,7 @@ from tests.fakes.s3_objects import (
 from tests.fakes.store_faults import (
     Changed,
     ClosedIdle,
+    Corrupted,
     Duplicate,
     Fault,
     IgnoredRange,
@@ -119,11 +121,15 @@ class StoreServer:
 
     Attributes:
         seen: all requests, in order.
+        met: requests that met a fault, in order.
+        corrupted: bytes that were sent wrong: key and offset in the object.
         connections: accepted so far.
         served_bytes: of objects' bodies, sent or about to be.
         stalled: set while a ``Stall`` lasts.
         resumed: set it to end all stalls.
         wall_s: this server's clock; may be set to another.
+        noticed: called with every request before it is answered, in its connection's thread; may be
+            set to another.
     """
 
     def __init__(  # noqa: PLR0913 - all but the first have defaults
@@ -141,12 +147,15 @@ class StoreServer:
         self.faults = dict(faults or {})
         self.account = account
         self.seen: list[Asked] = []
+        self.met: list[tuple[Asked, Fault]] = []
+        self.corrupted: set[tuple[str, int]] = set()
         self.connections = 0
         self.served_bytes = 0
         self.stalled = threading.Event()
         self.resumed = threading.Event()
         self._latency_s = latency_s
         self.wall_s: Callable[[], float] = time.time
+        self.noticed: Callable[[Asked], None] = lambda _: None
         self._page_keys = page_keys
         self._tls = tls
         self._stopped = threading.Event()
@@ -261,6 +270,9 @@ class StoreServer:
             if kind == "GET":
                 fault = self.faults.get(self._counts[kind], fault)
             self._counts[kind] = self._counts.get(kind, 0) + 1
+            if fault is not None:
+                self.met.append((asked, fault))
+        self.noticed(asked)
         if self._latency_s:
             self._stopped.wait(self._latency_s)
         return rest, self._reply(sock, asked, key, fault)
@@ -296,6 +308,11 @@ class StoreServer:
         sock.sendall(self._head(answer.status, answer.headers))
         if asked.method == "HEAD":
             return not isinstance(fault, ClosedIdle)
+        if isinstance(fault, Corrupted) and answer.start < answer.stop:
+            at = answer.start + fault.at % (answer.stop - answer.start)
+            self.corrupted.add((str(key), at))
+            content = flipped(answer.content.content_of(0, answer.content.size_bytes), at)
+            answer = answer._replace(content=answer.content._replace(content=content))
         return self._send_body(sock, answer, fault)
 
     def _answer(self, asked: Asked, key: str | None, fault: Fault | None) -> Answer | _Ranged:

@@ -74,7 +74,7 @@ class Metrics:
         self._counts: dict[str, Values] = {row.name: {} for row in ROWS}
         self._histograms = {row.name: Histogram(row.buckets) for row in ROWS if row.buckets}
         self._resident: set[VersionRef] = set()
-        self._hedged: dict[int, int] = {}  # part → attempts under way
+        self._hedged: dict[int, tuple[int, int]] = {}  # part → attempts under way, byte reached
         self._mapped: set[VersionRef] = set()
         self._resolving: dict[str, float] = {}
         self._opens: dict[PeerId, dict[int, tuple[float, bool]]] = {}
@@ -162,7 +162,7 @@ class Metrics:
         """Count what loads meet."""
         match effect:
             case effects.Hedged():
-                self._hedged[effect.part.part_id] = 2
+                self._hedged[effect.part.part_id] = (2, effect.part.start)
                 self._add("cached_hedges_total", self._model(effect.part.file.of.name))
             case effects.Mismatched():
                 model = self._model(effect.file.of.name)
@@ -223,9 +223,10 @@ class Metrics:
 
     def _fetched(self, part: Part, watermark: int) -> None:
         """Count the bytes of an attempt that ended; of a hedged part, when its last one has."""
-        attempts = self._hedged.pop(part.part_id, 1) - 1
-        if attempts:
-            self._hedged[part.part_id] = attempts
+        attempts, reached = self._hedged.pop(part.part_id, (1, part.start))
+        watermark = max(watermark, reached)
+        if attempts > 1:
+            self._hedged[part.part_id] = (attempts - 1, watermark)
         else:
             model = self._model(part.file.of.name)
             self._add("cached_fetch_bytes_total", model, amount=max(0, watermark - part.start))

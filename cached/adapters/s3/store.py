@@ -108,20 +108,24 @@ class S3Store:
         check_object(look.asked.url, stored, head)
         facts = facts_of(head)
         if facts.checksum is None and has_composite(head):
-            part_bytes = self._part_bytes(look, 1, cancellation)
+            part_bytes = self._part_bytes(look, stored, 1, cancellation)
             checksum = composite_of(head, part_bytes, stored.size_bytes)
             parts = -(-stored.size_bytes // part_bytes) if checksum else 0
             if parts > 1:  # the last one tells whether those between are as long as the first
-                last_bytes = self._part_bytes(look, parts, cancellation)
+                last_bytes = self._part_bytes(look, stored, parts, cancellation)
                 if (parts - 1) * part_bytes + last_bytes != stored.size_bytes:
                     checksum = None
             facts = facts._replace(checksum=checksum)
         return facts
 
-    def _part_bytes(self, look: Call, number: int, cancellation: Cancellation) -> int:
+    def _part_bytes(
+        self, look: Call, stored: StoredObject, number: int, cancellation: Cancellation
+    ) -> int:
         """Return the length of one part of an object's upload; that of the whole if it has none."""
         query = (*look.query, ("partNumber", str(number)))
-        return length_of(look.asked.url, self._head(look._replace(query=query), cancellation))
+        head = self._head(look._replace(query=query), cancellation)
+        check_object(look.asked.url, stored, head)
+        return length_of(look.asked.url, head)
 
     def read(
         self, uri: str, stored: StoredObject, cancellation: Cancellation, most_bytes: int

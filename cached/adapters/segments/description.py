@@ -159,7 +159,7 @@ class Marks:
     """The map of a version that is being filled.
 
     Args:
-        fd: of the map, to write; this closes it.
+        fd: of the map, to read and write; this closes it.
         sizes: of the files, in bytes.
     """
 
@@ -186,6 +186,18 @@ class Marks:
                 return
             with contextlib.suppress(OSError):
                 os.pwrite(self._fd, b"\1" * (last - first), self._firsts[index] + first)
+
+    def unmark(self, index: int, start: int, stop: int) -> None:
+        """Take out every MiB of a file of which a byte in ``[start, stop)`` may change. Any thread.
+
+        Raises:
+            OSError: of the system. The marks may be there still.
+        """
+        at = self._firsts[index] + start // MARK_BYTES
+        count = self._firsts[index] + marks_of(stop) - at
+        with self._lock:
+            if self._fd >= 0 and any(os.pread(self._fd, count, at)):
+                os.pwrite(self._fd, bytes(count), at)
 
     def close(self) -> None:
         """Write no more; waits for what is being written."""

@@ -11,6 +11,7 @@ all loads within what there is, and a file system that fills up nevertheless fai
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from cached.adapters.segments.root import (
     is_directory,
     make_directory,
     make_parents,
+    parent_of,
     remove,
     translated,
 )
@@ -34,9 +36,10 @@ from cached.core.errors import LoadFailed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cached.adapters.segments.part_sink import PartSink
     from cached.adapters.segments.store import Shared
     from cached.adapters.segments.survey import Relic
-    from cached.core.objects import FileRef, Left, Manifest, Range, VersionRef
+    from cached.core.objects import FileRef, Left, Manifest, Part, Range, VersionRef
 
 _NOTHING: Final[Mapping[int, FileRef]] = MappingProxyType({})
 _NEW: Final = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -102,7 +105,7 @@ class DirectorySegments(Segments):
             if relic.left.manifest is None or _files(relic.left.manifest) != _files(manifest):
                 raise _changed(relic)
             for stored, spans in zip(manifest.objects, relic.there, strict=True):
-                fd, facts = _open(f"{relic.place}/{stored.path}")
+                fd, facts = _open(self.root, f"{relic.place}/{stored.path}")
                 file = self._known(fd, facts, stored.path)
                 version.files.append(file)
                 if survey.is_ours(facts, stored.size_bytes) is None:
@@ -118,6 +121,20 @@ class DirectorySegments(Segments):
             self._drop(version.files)
             raise
         return version
+
+    def sink(self, part: Part) -> PartSink:
+        """Return the sink of a part; see ``Segments``.
+
+        A file that was complete when it was adopted, and of which bytes were found wrong, can be
+        written from now on.
+        """
+        with self._lock:
+            _, file = self._file(part.file)
+            try:
+                _make_writable(file.fd)
+            except OSError as error:
+                raise translated(error, f"cannot write {file.path} of {part.file.of}") from error
+        return super().sink(part)
 
     def _known(self, fd: int, facts: os.stat_result, path: str) -> OpenFile:
         """Return the file of a descriptor: the one that has it already, or a new one."""
@@ -140,7 +157,7 @@ class DirectorySegments(Segments):
         if version.is_published:
             os.chmod(os.path.dirname(place), self._dir_mode)
         else:
-            fd = os.open(f"{self.root}/about/{version.stem}.map", os.O_WRONLY | _OLD)
+            fd = os.open(f"{self.root}/about/{version.stem}.map", os.O_RDWR | _OLD)
             version.marks = Marks(fd, [stored.size_bytes for stored in manifest.objects])
 
     def free(self, of: VersionRef, *, if_unused: bool = False) -> bool:
@@ -168,7 +185,7 @@ class DirectorySegments(Segments):
         for entry in survey.walk(str(version.place)):
             if entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(PermissionError):
-                    fd, facts = _open(entry.path)
+                    fd, facts = _open(self.root, entry.path)
                     version.files.append(self._known(fd, facts, entry.path))
 
     def _make(self, of: VersionRef, version: Version, manifest: Manifest, shared: Shared) -> None:
@@ -191,7 +208,7 @@ class DirectorySegments(Segments):
         """Write what the next daemon is told; the rename of the description makes it valid."""
         about = f"{self.root}/about/{version.stem}"
         sizes = [stored.size_bytes for stored in manifest.objects]
-        fd = os.open(f"{about}.map", os.O_WRONLY | _NEW, 0o600)
+        fd = os.open(f"{about}.map", os.O_RDWR | _NEW, 0o600)
         version.marks = Marks(fd, sizes)
         _write(fd, bytes(sum(map(marks_of, sizes))))
         for index, span in what_is_there(version):
@@ -207,14 +224,14 @@ class DirectorySegments(Segments):
     def _show(self, of: VersionRef, version: Version) -> str:
         return show(self.root, of, str(version.place), self._dir_mode)
 
-    def _hide(self, of: VersionRef, version: Version) -> None:
-        place, about = str(version.place), f"{self.root}/about/{version.stem}"
-        home, name = os.path.split(place)
+    def _unlink(self, version: Version, place: str | None) -> None:
+        about = f"{self.root}/about/{version.stem}"
+        home, name = os.path.split(str(version.place))
         if version.is_published:
             hide(home, name)
         if version.stem is not None:
             remove(f"{about}.json")
-        remove(place)
+        remove(str(place))
         if version.is_published:
             leave(home)
         if version.stem is not None:
@@ -239,15 +256,34 @@ def _changed(relic: Relic) -> LoadFailed:
     return LoadFailed(message, hint="free it, and load the model anew")
 
 
-def _open(path: str) -> tuple[int, os.stat_result]:
-    """Open a file that was left: to go on writing, unless it is complete.
+def _open(root: str, path: str) -> tuple[int, os.stat_result]:
+    """Open a file that was left in a root: to go on writing, unless it is complete.
 
     Raises:
-        OSError: of the system; also if it is a link.
+        OSError: of the system; also if it is a link, or there is one on the way.
     """
-    is_filling = stat.S_IMODE(os.lstat(path).st_mode) == survey.FILLING_MODE
-    fd = os.open(path, (os.O_RDWR if is_filling else os.O_RDONLY) | _OLD)
+    with parent_of(root, path.removeprefix(f"{root}/")) as (directory, name):
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        is_filling = stat.S_IMODE(found.st_mode) == survey.FILLING_MODE
+        flags = (os.O_RDWR if is_filling else os.O_RDONLY) | _OLD
+        fd = os.open(name, flags, dir_fd=directory)
     return fd, os.fstat(fd)
+
+
+def _make_writable(fd: int) -> None:
+    """Open a file for writing that was opened to be read, under the same number.
+
+    Its mode says meanwhile that it is not complete: who is killed then leaves nothing believed.
+    """
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        return
+    os.fchmod(fd, survey.FILLING_MODE)
+    try:
+        writing = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.fchmod(fd, survey.COMPLETE_MODE)
+    os.dup2(writing, fd, inheritable=False)
+    os.close(writing)
 
 
 def _linked(file: OpenFile, path: str) -> OpenFile:

@@ -7,38 +7,55 @@ anew for it: its first descriptor is not counted as a writer, and never gets one
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import signal
+from typing import Self
 
 
-def take(fd: int) -> bool:
-    """Take the lease of a file; False: somebody else has it open or mapped.
+class Leases:
+    """Write leases of files; whoever opens one of them waits, also this process.
 
-    Until ``give_back`` or the descriptor's end, whoever opens the file waits, also this process.
-    Where the kernel cannot tell, nobody is assumed to have it: who had a lease of ours has gone.
+    The end of ``with`` gives them back. It comes soon, and before the descriptors are closed: the
+    kernel ends a lease that somebody waits for only after /proc/sys/fs/lease-break-time, 45 s.
     """
-    try:
-        # Should somebody open the file while we have the lease: a signal that does nothing.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError as error:
-        return error.errno != errno.EAGAIN
-    return True
 
+    __slots__ = ("_fds",)
 
-def give_back(fd: int) -> None:
-    """Give the lease back, if there is one."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        if error.errno not in {errno.EAGAIN, errno.EINVAL, errno.EACCES}:
-            raise
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give all back; who waits goes on."""
+        for fd in self._fds:
+            with contextlib.suppress(BlockingIOError):  # it has ended by itself
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def take(self, fd: int) -> bool:
+        """Take the lease of one file more; False: somebody else has it open or mapped.
+
+        Where the kernel cannot tell, nobody is assumed to have it: who had a lease of ours has
+        gone.
+        """
+        try:
+            # Should somebody open the file while we have the lease: a signal that does nothing.
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            return error.errno != errno.EAGAIN
+        self._fds.append(fd)
+        return True
+
+    def are_contested(self) -> bool:
+        """Return whether somebody has come to open one of the files since its lease was taken."""
+        return any(fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK for fd in self._fds)
 
 
 def is_held(fd: int) -> bool:
     """Return whether anybody else has a file open or mapped."""
-    if not take(fd):
-        return True
-    give_back(fd)
-    return False
+    with Leases() as leases:
+        return not leases.take(fd)

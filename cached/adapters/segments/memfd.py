@@ -87,12 +87,12 @@ class MemfdSegments(Segments):
             os.symlink(f"/proc/{os.getpid()}/fd/{file.fd}", f"{place}/{path}")
         return show(self.root, of, place, self._dir_mode)
 
-    def _hide(self, of: VersionRef, version: Version) -> None:
+    def _unlink(self, version: Version, place: str | None) -> None:
         if version.place is None:
             return
         home, name = os.path.split(version.place)
         hide(home, name)
-        remove(version.place)
+        remove(str(place))
         leave(home)
 
     @contextlib.contextmanager

@@ -21,12 +21,13 @@ class OpenFile:
     """One file of a version, or of several that share it: open until the last of them is free.
 
     Attributes:
-        fd: read-write; read-only if it was complete when it was adopted; -1 once closed.
+        fd: read-write; read-only if it was complete when it was adopted, until bytes of it are
+            found wrong; -1 once closed.
         path: in the model's directory.
         size_bytes: its full length.
         lock: around every write. Writers of one tmpfs file wait for its inode's rwsem, and burn
             CPU while they do; here they sleep (docs/decisions/001). It also guards ``there``.
-        there: bytes of parts that have ended.
+        there: bytes of parts that have ended, but for what is being fetched anew.
         users: versions that have it.
         is_suspect: somebody could write to it when it was to become read-only.
     """
@@ -88,7 +89,7 @@ class PartSink:
             stop = offset + len(view)
             if not (self._start <= offset <= at and stop <= self._stop):
                 raise self._misfit(offset, stop)
-            self._check_open()
+            self._begin()
             try:
                 while at < stop:
                     at += os.pwrite(self._file.fd, view[at - offset :], at)
@@ -111,7 +112,7 @@ class PartSink:
             stop = offset + size_bytes
             if not (self._start <= offset <= self._watermark and stop <= self._stop):
                 raise self._misfit(offset, stop)
-            self._check_open()
+            self._begin()
             if offset < self._watermark:  # another attempt was faster
                 _drop(pipe_fd, min(self._watermark, stop) - offset)
             while self._watermark < stop:
@@ -151,9 +152,12 @@ class PartSink:
             f"with its watermark at {self._watermark}"
         )
 
-    def _check_open(self) -> None:
+    def _begin(self) -> None:
+        """See that bytes may be written; what was there of the part before goes now."""
         if self._is_closed:
             raise gone(self._file.path)
+        if self._watermark == self._start:
+            self._file.there.remove(self._start, self._stop)
 
     def _translated(self, error: OSError) -> CachedError:
         return translated(error, f"cannot write {self._file.path} at byte {self._watermark}")

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Final
 from cached.core.errors import InvalidConfig, LoadFailed, OutOfSpace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cached.core.errors import CachedError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 _NO_DESCRIPTOR: Final = {errno.EMFILE, errno.ENFILE}
 _LOCK_MODE: Final = 0o600  # whoever can open the file can lock it, for as long as he likes
+_WAY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHER_ROOT: Final = "name another directory with --segment-root"
 
 
@@ -92,6 +95,29 @@ def make_parents(directory: str, path: str, mode: int) -> None:
         with contextlib.suppress(FileExistsError):
             make_directory(f"{directory}/{path[:at]}", mode)
         at = path.find("/", at + 1)
+
+
+@contextlib.contextmanager
+def parent_of(root: str, path: str) -> Iterator[tuple[int, str]]:
+    """Lend a descriptor of the directory that a file lies in, and its name; follow no link.
+
+    Args:
+        root: a directory; it may be a link itself.
+        path: below it, with no link on the way.
+
+    Raises:
+        OSError: of the system; ENOTDIR if there is a link on the way.
+    """
+    directory = os.open(root, _WAY)
+    try:
+        *parents, name = path.split("/")
+        for parent in parents:
+            below = os.open(parent, _WAY | os.O_NOFOLLOW, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        yield directory, name
+    finally:
+        os.close(directory)
 
 
 def is_directory(path: str) -> bool:

@@ -12,9 +12,9 @@ import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from cached.adapters.segments import leases
 from cached.adapters.segments.description import MARK_BYTES
 from cached.adapters.segments.homes import check_names, make_current
+from cached.adapters.segments.leases import Leases, is_held
 from cached.adapters.segments.part_sink import PartSink
 from cached.adapters.segments.root import claim, gone, remove, translated, unusable
 from cached.adapters.segments.version import Version, check_length, close_marks, what_is_there
@@ -88,8 +88,8 @@ class Segments:
         """Make a complete version visible; return its directory."""
         raise NotImplementedError
 
-    def _hide(self, of: VersionRef, version: Version) -> None:
-        """Unlink a version."""
+    def _unlink(self, version: Version, place: str | None) -> None:
+        """Remove a version that lies in a place now, and whatever tells of it."""
         raise NotImplementedError
 
     @contextlib.contextmanager
@@ -170,13 +170,20 @@ class Segments:
     def sink(self, part: Part) -> PartSink:
         """Return the sink of a part; the same one for every attempt of equal ``part_id``.
 
+        What was there of the part, and did not match, is so no more for the next daemon.
+
         Raises:
-            LoadFailed: the version was freed.
+            LoadFailed: the version was freed, or the system refuses.
         """
         with self._lock:
             version, file = self._file(part.file)
             sink = version.sinks.get(part.part_id)
             if sink is None:
+                try:
+                    if version.marks is not None:
+                        version.marks.unmark(part.file.index, part.start, part.stop)
+                except OSError as error:
+                    raise translated(error, f"cannot fetch {file.path} anew") from error
                 sink = PartSink(file, part.start, part.stop)
                 version.sinks[part.part_id] = sink
             return sink
@@ -293,10 +300,11 @@ class Segments:
         if version is None:
             return True
         try:
-            if not version.is_gone and not self._withdraw(of, version, if_unused=if_unused):
+            if not version.is_gone and not self._withdraw(version, if_unused=if_unused):
                 return False
             for file in tuple(version.files):
-                if not self._is_held(file):
+                # Another version has it by now: an adopted one that had not been opened before.
+                if file.users > 1 or not self._is_held(file):
                     version.files.remove(file)
                     self._drop((file,))
         except OSError as error:
@@ -307,42 +315,59 @@ class Segments:
             del self._versions[of]
         return True
 
-    def _withdraw(self, of: VersionRef, version: Version, *, if_unused: bool) -> bool:
+    def _withdraw(self, version: Version, *, if_unused: bool) -> bool:
         """Unlink a version and close what is not needed to tell when its memory is back."""
+        shared = [file for file in version.files if file.users > 1]
         own = [file for file in version.files if file.users == 1]
         with contextlib.ExitStack() as stack:
-            with self._lock:  # a reader would wait for the leases, and everybody for it
-                if if_unused and not self._lease(own, stack):
+            asked = own if if_unused else []
+            fds = [stack.enter_context(self._witness(file)) for file in asked]
+            # Locked until the leases are given back: this process must not wait for its own.
+            with self._lock, Leases() as leases:
+                if not all(map(leases.take, fds)):
+                    return False
+                place = self._move_away(version)
+                if leases.are_contested():
+                    self._move_back(version, place)
                     return False
                 version.is_gone = True
-            try:
-                self._hide(of, version)
-            except OSError:
-                version.is_gone = False
-                raise
-            self._close_sinks(version)
-            close_marks(version)
-            version.place = None
-            self._drop(file for file in version.files if file.users > 1)
-            version.files = own
-            if if_unused:
-                version.files = []
-        if if_unused:
-            self._drop(own)
+        try:
+            self._unlink(version, place)
+        except OSError:
+            version.is_gone = False
+            with contextlib.suppress(OSError):  # then it is served on by descriptor alone
+                self._move_back(version, place)
+            raise
+        self._close_sinks(version)
+        close_marks(version)
+        version.place = None
+        version.files = [] if if_unused else own
+        self._drop([*shared, *own] if if_unused else shared)
         return True
 
-    def _lease(self, files: Iterable[OpenFile], stack: contextlib.ExitStack) -> bool:
-        """Take the leases of files that nobody else has; they are given back with the stack."""
-        for file in files:
-            fd = stack.enter_context(self._witness(file))
-            if not leases.take(fd):
-                return False
-            stack.callback(leases.give_back, fd)
-        return True
+    def _move_away(self, version: Version) -> str | None:
+        """Take a version out of sight, all of it in one moment; return where it lies now.
+
+        Who has found its directory before, by a path or a descriptor, finds the files on.
+        """
+        if not version.is_published:
+            return version.place
+        away = f"{self.root}/filling/{version.stem or 'gone'}"
+        if os.path.lexists(away):  # of a try that failed
+            remove(away)
+        try:
+            os.rename(str(version.place), away)
+        except FileNotFoundError:  # somebody else has removed it
+            return version.place
+        return away
+
+    def _move_back(self, version: Version, place: str | None) -> None:
+        if place != version.place:
+            os.rename(str(place), str(version.place))
 
     def _is_held(self, file: OpenFile) -> bool:
         with self._witness(file) as fd:
-            return leases.is_held(fd)
+            return is_held(fd)
 
     def _close_sinks(self, version: Version) -> None:
         with self._lock:

@@ -73,12 +73,12 @@ def survey(root: str, boot_id: str) -> list[Relic]:
             path=_printable(place),
             is_published=bool(home),
             is_current=bool(home) and current(home) == name,
-            size_bytes=_size_bytes(place),
+            size_bytes=0,  # told below, once all are known
             is_trusted=bool(boot_id and description and description.boot_id == boot_id),
         )
         relics.append(Relic(left, place, stem if description else None, there or ()))
     _sweep(root, {relic.stem for relic in relics if relic.left.manifest})
-    return relics
+    return _sized(relics)
 
 
 def last_number(root: str) -> int:
@@ -202,9 +202,38 @@ def walk(place: str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _size_bytes(place: str) -> int:
-    found = (entry.stat(follow_symlinks=False) for entry in walk(place))
-    return sum(one.st_blocks * 512 for one in found if stat.S_ISREG(one.st_mode))
+def _sized(relics: list[Relic]) -> list[Relic]:
+    """Return the relics with what each takes in memory; a file of several counts in one of them.
+
+    That is the one which the core would rather go on with (core/adoption.py): it counts all files
+    of what goes on, so no file counts in what goes as well.
+    """
+    counted: set[tuple[int, int]] = set()
+    sizes = {
+        relic.left.of: _size_bytes(relic.place, counted)
+        for relic in sorted(relics, key=_rank, reverse=True)
+    }
+    return [
+        relic._replace(left=relic.left._replace(size_bytes=sizes[relic.left.of]))
+        for relic in relics
+    ]
+
+
+def _rank(relic: Relic) -> tuple[bool, bool, bool, int]:
+    left = relic.left
+    return left.manifest is not None, left.is_current, left.is_published, left.of.load
+
+
+def _size_bytes(place: str, counted: set[tuple[int, int]]) -> int:
+    """Return what the files take that were not counted yet, by device and inode."""
+    size_bytes = 0
+    for entry in walk(place):
+        found = entry.stat(follow_symlinks=False)
+        key = (found.st_dev, found.st_ino)
+        if stat.S_ISREG(found.st_mode) and key not in counted:
+            counted.add(key)
+            size_bytes += found.st_blocks * 512
+    return size_bytes
 
 
 def _entries(path: str) -> list[os.DirEntry[str]]:

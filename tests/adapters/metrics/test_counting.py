@@ -126,6 +126,15 @@ def test_the_bytes_of_a_part_that_was_asked_for_twice_are_counted_once():
     assert found["cached_gets_in_flight", ()] == 0
 
 
+def test_what_one_attempt_brought_counts_though_the_last_to_end_brought_nothing():
+    counted = metrics()
+    counted.decided(effects.Hedged(part()._replace(hedge=1), 0.3), 1.0)
+    counted.happened(events.PartFailed(part(), 60, errors.StoreUnavailable("cut")), 1.1)
+    late = part()._replace(hedge=1)
+    counted.happened(events.PartFailed(late, 0, errors.StoreUnavailable("late")), 1.2)
+    assert samples(counted)["cached_fetch_bytes_total", ("llm",)] == 60
+
+
 def test_files_are_counted_by_what_they_were_checked_by():
     counted = metrics()
     for algorithm in ("crc32c", "crc32c", ""):

@@ -468,6 +468,16 @@ def test_a_look_at_another_version_is_refused(start: Start, fault: Fault, kind: 
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_lengths_of_parts_of_another_version_are_refused(start: Start, number: int):
+    headers = (("x-amz-checksum-sha256", "AAAA-3"),)
+    objects = {"llm/a": stored(bytes(20))._replace(headers=headers, part_bytes=8)}
+    bucket = start(objects, faults={("HEAD", number): OtherEtag()})
+    with pytest.raises(ObjectChanged):
+        described(bucket)
+
+
+@pytest.mark.fault
 def test_a_look_that_is_refused_says_why(start: Start):
     gone = Status(404, code="NoSuchVersion")
     bucket = start(faults={("HEAD", 0): Status(404), 0: gone})

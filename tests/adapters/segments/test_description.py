@@ -158,7 +158,12 @@ def test_a_map_of_another_length_is_not_believed(size):
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([0, 2, 3]), st.integers(0, SIZES[0]), st.integers(0, SIZES[0]))
+        st.tuples(
+            st.sampled_from([0, 2, 3]),
+            st.integers(0, SIZES[0]),
+            st.integers(0, SIZES[0]),
+            st.booleans(),
+        )
     )
 )
 def test_only_what_is_there_is_ever_marked(spans):
@@ -166,8 +171,13 @@ def test_only_what_is_there_is_ever_marked(spans):
     os.ftruncate(fd, 5)
     marks = Marks(os.dup(fd), SIZES)
     there: list[set[int]] = [set() for _ in SIZES]
-    for index, start, stop in spans:
+    for index, start, stop, is_fetched_anew in spans:
         span = Range(min(start, SIZES[index]), min(stop, SIZES[index]))
+        if is_fetched_anew:
+            if span.start < span.stop:
+                marks.unmark(index, *span)
+                there[index] -= {*range(span.start // MIB, (span.stop - 1) // MIB + 1)}
+            continue
         marks.mark(index, span)
         there[index] |= {
             number
@@ -186,6 +196,32 @@ def test_only_what_is_there_is_ever_marked(spans):
     os.close(fd)
 
 
+@pytest.mark.parametrize(
+    ("start", "stop", "left"),
+    [(1, 2, b"\0\1\1\1\1"), (MIB - 1, MIB + 1, b"\0\0\1\1\1"), (MIB, MIB, b"\1" * 5)],
+)
+def test_with_any_byte_that_may_change_goes_the_mark(start, stop, left):
+    fd = os.memfd_create("map")
+    os.pwrite(fd, b"\1" * 5, 0)
+    marks = Marks(os.dup(fd), SIZES)
+    marks.unmark(0, start, stop)
+    assert os.pread(fd, 9, 0) == left
+    marks.close()
+    os.close(fd)
+
+
+def test_a_mark_that_cannot_be_taken_out_is_an_error():
+    fd = os.memfd_create("map")
+    os.ftruncate(fd, 5)
+    os.pwrite(fd, b"\1", 1)
+    marks = Marks(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY), SIZES)
+    marks.unmark(2, 0, MIB)  # nothing is to be written
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        marks.unmark(0, 0, 2 * MIB)
+    marks.close()
+    os.close(fd)
+
+
 def test_a_map_that_is_closed_takes_nothing_and_none_that_cannot_be_written_is_an_error():
     fd = os.memfd_create("map")
     os.ftruncate(fd, 5)
@@ -193,6 +229,9 @@ def test_a_map_that_is_closed_takes_nothing_and_none_that_cannot_be_written_is_a
     marks.close()
     marks.mark(0, Range(0, MIB))
     assert os.pread(fd, 9, 0) == bytes(5)
+    os.pwrite(fd, b"\1" * 5, 0)
+    marks.unmark(0, 0, MIB)
+    assert os.pread(fd, 9, 0) == b"\1" * 5
     os.close(fd)
     full = Marks(os.open("/dev/full", os.O_WRONLY), SIZES)
     full.mark(0, Range(0, MIB))

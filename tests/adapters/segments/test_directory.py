@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cached.adapters.segments import DirectorySegments
+from cached.core import adoption
+from cached.core.adoption import adopt
 from cached.core.errors import LoadFailed
-from cached.core.objects import FileRef, Manifest, Range, VersionRef
+from cached.core.ledger import Ledger
+from cached.core.loads import Limits
+from cached.core.objects import FileRef, Manifest, ModelRef, Range, VersionRef
+from cached.core.shelf import Shelf
 from tests.adapters.segments.versions import (
     DATA,
     OF,
@@ -183,6 +190,31 @@ def test_a_complete_version_is_adopted_as_it_is(root, opened, segments):
     assert descriptors() == open_before
 
 
+def test_what_is_wrong_in_an_adopted_file_can_be_written_and_stays_read_only_to_others(
+    opened, segments
+):
+    """Complete files are open to be read; one that a check finds wrong is fetched anew in place."""
+    manifest = fill(segments)
+    directory = Path(segments.publish(OF))
+    file = directory / "sub/dir/b c+é.bin"
+    file.chmod(0o600)
+    file.write_bytes(b"wrong" * 2000)
+    file.chmod(0o444)
+
+    second = opened()
+    left = only(second)
+    second.create(left.of, manifest)
+    reader = second.reader(FileRef(left.of, 2))
+    open_before = descriptors()
+    put(second, part_of(left.of, manifest, 2), DATA["sub/dir/b c+é.bin"])
+    assert descriptors() == open_before
+    assert os.pread(reader, 20_000, 0) == DATA["sub/dir/b c+é.bin"]
+    assert file.stat().st_mode & 0o777 == 0o444
+    assert not second.free(left.of, if_unused=True)
+    os.close(reader)
+    assert second.free(left.of, if_unused=True)
+
+
 def test_a_half_version_goes_on_where_it_was_to_the_megabyte(root, opened, segments):
     manifest = half(segments)
     for turn in range(2):  # the second time as the next daemon's next daemon
@@ -208,6 +240,49 @@ def test_a_half_version_goes_on_where_it_was_to_the_megabyte(root, opened, segme
     directory = third.publish(left.of)
     for path, data in LARGE.items():
         assert Path(directory, path).read_bytes() == data
+
+
+def test_where_the_system_refuses_to_write_anew_it_is_adopted_all_the_same(
+    opened, segments, monkeypatch
+):
+    manifest = fill(segments)
+    segments.publish(OF)
+    second = opened()
+
+    def refuse(fd: int, mode: int) -> None:
+        raise PermissionError(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    second.create(only(second).of, manifest)
+    with pytest.raises(LoadFailed, match="cannot write"):
+        put(second, part_of(only(second).of, manifest, 2), DATA["sub/dir/b c+é.bin"])
+
+
+def test_what_is_fetched_anew_after_a_mismatch_is_not_there_for_the_next_daemon(opened, segments):
+    manifest = half(segments)
+    part = part_of(HALF, manifest, 0, 5 * MIB // 2, 3 * MIB)._replace(part_id=9)
+    segments.sink(part).accept(part.start, memoryview(b"??"))
+    second = opened()
+    of = only(second).of
+    end = (0, Range(3 * MIB, 7 * MIB // 2))
+    assert second.create(of, manifest) == [(0, Range(0, MIB)), end]
+    second.sink(part_of(of, manifest, 0, 0, 10)).accept(0, memoryview(b"??"))
+    third = opened()
+    assert third.create(only(third).of, manifest) == [end]
+
+
+def test_what_cannot_be_taken_out_of_the_map_is_not_fetched_anew(segments, monkeypatch):
+    manifest = half(segments)
+    part = part_of(HALF, manifest, 0, 0, MIB)._replace(part_id=9)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        with pytest.raises(LoadFailed, match=r"cannot fetch a.bin anew: Input/output error"):
+            segments.sink(part)
+    segments.sink(part).accept(0, memoryview(b"??"))
 
 
 def test_an_adopted_version_counts_while_a_worker_of_the_dead_daemon_maps_it(opened, segments):
@@ -318,6 +393,70 @@ def test_a_shared_file_that_is_left_does_not_keep_its_neighbour_from_being_freed
     assert second.free(newer)
 
 
+PAGE = 4096
+OLDER = VersionRef("llm", "eeee")
+LEFT = {
+    OLDER: {"shared": b"s" * 8 * PAGE, "own": b"o" * 4 * PAGE},
+    NEWER: {"own": b"n" * 2 * PAGE, "shared": b"s" * 8 * PAGE},
+}
+
+
+def in_memory(root: str) -> int:
+    """Return what the file system holds of all versions."""
+    files = [path.stat() for path in Path(root, "models").rglob("*") if path.is_file()]
+    return sum({one.st_ino: one.st_blocks * 512 for one in files}.values())
+
+
+def two_that_share(segments: DirectorySegments, current: VersionRef) -> None:
+    """Leave two versions that have their large file in common."""
+    fill(segments, OLDER, LEFT[OLDER])
+    segments.publish(OLDER)
+    fill(segments, NEWER, LEFT[NEWER], {1: FileRef(OLDER, 0)})
+    segments.publish(NEWER)
+    segments.switch(current)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs"])
+@pytest.mark.parametrize("case", [(OLDER, 12, 2), (NEWER, 10, 4)])
+def test_what_goes_on_and_what_goes_count_a_shared_file_once(
+    root, opened, segments, case, monkeypatch
+):
+    current, goes_on, goes = case
+    monkeypatch.setattr(adoption, "_adds_up", lambda manifest: True)  # their ids are made up
+    two_that_share(segments, current)
+    second = opened()
+    assert sum(left.size_bytes for left in second.found()) == in_memory(root) == 14 * PAGE
+    shelf = Shelf((ModelRef("llm", "s3://b/m/"),), Ledger(budget_bytes=14 * PAGE))
+    (load,) = adopt(shelf, Limits(), second.found(), 0.0)
+    assert load.of.version == current.version
+    (going,) = shelf.retired
+    ledger = shelf.ledger
+    assert (ledger.size_of(load.of), ledger.size_of(going)) == (goes_on * PAGE, goes * PAGE)
+    assert second.free(going)
+    ledger.release(going)
+    assert ledger.used_bytes == in_memory(root) == goes_on * PAGE
+    second.create(load.of, load.manifest)
+    assert second.free(load.of)
+    assert in_memory(root) == 0
+
+
+def test_what_goes_counts_no_more_for_a_shared_file_that_went_on_later(opened, segments):
+    two_that_share(segments, NEWER)
+    fd = segments.reader(FileRef(NEWER, 1))  # of a worker of the dead daemon
+    second = opened()
+    before = descriptors()
+    by_version = {left.of.version: left for left in second.found()}
+    older, newer = (by_version[of.version] for of in (OLDER, NEWER))
+    assert not second.free(older.of)
+    second.create(newer.of, newer.manifest)
+    assert second.free(older.of)
+    assert read(second, 1, newer.of) == LEFT[NEWER]["shared"]
+    assert not second.free(newer.of)
+    os.close(fd)
+    assert second.free(newer.of)
+    assert descriptors() == before - 1
+
+
 def test_after_a_start_of_the_machine_content_is_not_trusted(root, opened, segments):
     fill(segments)
     segments.publish(OF)
@@ -365,6 +504,25 @@ def test_what_changed_since_the_start_is_not_adopted(root, opened, segments, cha
     assert descriptors() == before
     assert second.free(left.of)
     assert paths(root) == set()
+
+
+@pytest.mark.parametrize("which", ["sub/dir", "sub", "."])
+def test_a_link_on_the_way_to_a_file_is_not_followed(root, opened, segments, tmp_path, which):
+    fill(segments)
+    directory = segments.publish(OF)
+    second = opened()
+    left = only(second)
+    way, elsewhere = os.path.normpath(f"{directory}/{which}"), tmp_path / "elsewhere"
+    shutil.move(way, elsewhere)
+    os.symlink(elsewhere, way)
+    kept = sorted(elsewhere.rglob("*"))
+    before = descriptors()
+    with pytest.raises(LoadFailed, match=r"cannot adopt .*Not a directory"):
+        second.create(left.of, left.manifest)
+    assert descriptors() == before
+    assert second.free(left.of)
+    assert paths(root) == set()
+    assert sorted(elsewhere.rglob("*")) == kept
 
 
 def test_directories_get_the_mode_of_today(root, opened, segments):

@@ -230,6 +230,19 @@ def test_what_was_written_is_noted_with_its_neighbours_up_to_the_grain(target):
     assert list(target.file.there) == [(0, 500)]
 
 
+@pytest.mark.parametrize("is_piped", [False, True])
+def test_what_is_fetched_anew_is_not_there_until_it_has_come(target, pipe, is_piped):
+    target.file.complete()
+    if is_piped:
+        os.write(pipe[1], b"abc")
+        target.sink.accept_from_pipe(pipe[0], START, 3)
+    else:
+        target.accept(START, b"abc")
+    assert list(target.file.there) == [(0, START), (STOP, SIZE)]
+    assert target.sink.noted(SIZE) == (0, START + 3)
+    assert list(target.file.there) == [(0, START + 3), (STOP, SIZE)]
+
+
 def test_of_a_part_without_a_byte_nothing_is_noted(target):
     assert target.sink.noted(100) is None
     assert list(target.file.there) == []

@@ -15,6 +15,7 @@ from cached.adapters.segments.root import (
     is_directory,
     make_directory,
     make_parents,
+    parent_of,
     remove,
     translated,
 )
@@ -143,6 +144,25 @@ def test_a_tree_is_removed_however_deep_it_is(tmp_path: Path):
         os.chdir(top)
     remove(str(tmp_path / "tree"))
     assert os.listdir(tmp_path) == []
+
+
+def test_on_the_way_to_a_file_no_link_is_followed(tmp_path: Path):
+    (tmp_path / "real/a/b").mkdir(parents=True)
+    (tmp_path / "real/a/b/file").write_bytes(b"x")
+    (tmp_path / "real/link").symlink_to("a")
+    (tmp_path / "root").symlink_to("real")
+    root = str(tmp_path / "root")
+    before = len(os.listdir("/proc/self/fd"))
+    with parent_of(root, "a/b/file") as (directory, name):
+        assert os.stat(name, dir_fd=directory).st_size == 1
+    with parent_of(root, "file") as (directory, _):
+        assert os.path.samestat(os.fstat(directory), os.stat(root))
+    for path in ("link/b/file", "link/file"):
+        with pytest.raises(NotADirectoryError), parent_of(root, path):
+            pass
+    with pytest.raises(FileNotFoundError), parent_of(root, "a/none/file"):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_parents_are_made_once_each_with_their_mode(tmp_path: Path):

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cached.adapters.segments import store
+from cached.adapters.segments.leases import Leases
 from cached.core.errors import (
     CachedError,
     HeaderError,
@@ -479,15 +482,130 @@ def test_what_somebody_uses_is_not_freed_if_it_must_be_unused(root, segments, us
 
 def test_what_cannot_be_unlinked_while_it_is_unused_stays_as_it_was(segments, monkeypatch):
     fill(segments)
-    segments.publish(OF)
+    directory = segments.publish(OF)
     before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", failing(errno.EBUSY))
         with pytest.raises(LoadFailed, match="cannot remove"):
             segments.free(OF, if_unused=True)
     assert descriptors() == before
+    assert Path(directory, BIG).read_bytes() == DATA[BIG]
     assert read(segments, 2) == DATA[BIG]  # nobody waits for a lease
     assert segments.free(OF, if_unused=True)
+
+
+def came(leases: Leases, path: str, got: list[bytes]) -> threading.Thread:
+    """Have somebody open a file by its path; return once he waits for a lease."""
+    thread = threading.Thread(target=lambda: got.append(Path(path).read_bytes()))
+    thread.start()
+    while not leases.are_contested():
+        os.sched_yield()
+    return thread
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Leases]:
+    """All sets of leases, as they are made."""
+    made: list[Leases] = []
+
+    class Noted(Leases):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(store, "Leases", Noted)
+    return made
+
+
+def test_whoever_comes_by_path_before_an_unused_version_is_out_of_sight_keeps_it(
+    root, segments, monkeypatch, taken
+):
+    fill(segments)
+    directory = segments.publish(OF)
+    segments.switch(OF)
+    before, visible = descriptors(), paths(root)
+    got: list[bytes] = []
+    threads: list[threading.Thread] = []
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if not threads:
+            threads.append(came(taken[-1], f"{directory}/{BIG}", got))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        assert not segments.free(OF, if_unused=True)
+    threads[0].join()
+    assert got == [DATA[BIG]]
+    assert (descriptors(), paths(root)) == (before, visible)
+    assert Path(f"{root}/models/llm/current", BIG).read_bytes() == DATA[BIG]
+    assert segments.publish(OF) == directory
+    assert read(segments, 2) == DATA[BIG]
+    assert segments.free(OF, if_unused=True)
+    assert paths(root) == set()
+
+
+def test_what_cannot_be_shown_again_is_served_on_by_descriptor_and_can_be_freed(
+    root, segments, monkeypatch, taken
+):
+    fill(segments)
+    directory = segments.publish(OF)
+    fill(segments, NEWER, NEWER_DATA)
+    segments.publish(NEWER)
+    threads: list[threading.Thread] = []
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if threads:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        threads.append(came(taken[-1], f"{directory}/{BIG}", []))
+        real(source, target)
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(LoadFailed, match=r"cannot remove .*Read-only"):
+            segments.free(OF, if_unused=True)
+    threads[0].join()
+    assert descriptors() == before
+    assert read(segments, 2) == DATA[BIG]
+    assert segments.free(OF, if_unused=True)
+    assert segments.free(NEWER, if_unused=True), "what is in the way is removed"
+    assert not Path(root, "models").exists() or not os.listdir(f"{root}/models")
+
+
+def test_where_there_is_no_place_to_move_it_a_version_is_removed_where_it_lies(root, segments):
+    fill(segments)
+    segments.publish(OF)
+    os.rmdir(f"{root}/filling")
+    assert segments.free(OF, if_unused=True)
+    assert not os.listdir(f"{root}/models")
+
+
+def test_the_daemon_never_waits_for_a_lease_of_its_own(segments):
+    """The kernel tells the holder of a lease of everybody who waits for it: SIGURG."""
+    data = {f"{number}": b"x" for number in range(50)}
+    fill(segments, OF, data)
+    segments.publish(OF)
+    waits: list[int] = []
+    ends = threading.Event()
+
+    def ask() -> None:
+        while not ends.is_set():
+            os.close(segments.reader(FileRef(OF, 0)))
+
+    fd = segments.reader(FileRef(OF, 49))  # comes last
+    before = signal.signal(signal.SIGURG, lambda number, _: waits.append(number))
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for _ in range(300):
+        assert not segments.free(OF, if_unused=True)
+    ends.set()
+    asking.join()
+    signal.signal(signal.SIGURG, before)
+    os.close(fd)
+    assert not waits
 
 
 def test_who_asks_while_an_unused_version_goes_is_told_at_once(segments, monkeypatch):

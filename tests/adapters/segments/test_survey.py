@@ -281,6 +281,21 @@ def test_whatever_bytes_lie_beside_the_versions_nothing_crashes(root, seed):
     store.close()
 
 
+def test_a_file_that_several_have_counts_in_the_one_that_is_likelier_to_go_on(root):
+    """Half versions come first, and all the same count nothing of what a complete one has."""
+    alone = [relic.left.size_bytes for relic in survey(root, BOOT)]
+    for place in ("filling/2", "filling/9", "models/llm/0"):
+        os.makedirs(f"{root}/{place}", exist_ok=True)
+        os.link(f"{root}/models/llm/{OF.version}/sub/dir/b c+é.bin", f"{root}/{place}/more")
+    sizes = {relic.left.path: relic.left.size_bytes for relic in survey(root, BOOT)}
+    assert sizes == {
+        f"{root}/filling/2": alone[0],
+        f"{root}/filling/9": 0,
+        f"{root}/models/llm/0": 0,
+        f"{root}/models/llm/{OF.version}": alone[1],
+    }
+
+
 def test_a_walk_follows_no_link_and_a_socket_is_no_file(tmp_path):
     (tmp_path / "tree" / "a").mkdir(parents=True)
     (tmp_path / "tree" / "a" / "b").touch()

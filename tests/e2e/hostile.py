@@ -1,0 +1,99 @@
+"""Peers that mean no good, each a process: ``python -m tests.e2e.hostile KIND SOCKET``.
+
+They go on until their input ends, then print how often they did what they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+from cached.core.wire import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELLO = encode({"id": 1, "op": "hello", "protocol": [1, 1], "client": "hostile"})
+STATUS = encode({"id": 2, "op": "status"})
+OPEN = encode({"id": 3, "op": "open", "model": "good"})
+HELD = 60
+
+
+def is_over() -> bool:
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def connected(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(0.05)
+    sock.connect(address)
+    return sock
+
+
+def flood(address: str) -> int:
+    """Ask and never read, as long as the daemon bears it; then once more."""
+    lost = 0
+    while not is_over():
+        with connected(address) as sock:
+            sock.sendall(HELLO + OPEN)
+            sock.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                try:
+                    while not is_over():
+                        sock.sendall(STATUS * 16)
+                except ConnectionError:
+                    lost += 1
+    return lost
+
+
+def garbage(rng: random.Random) -> bytes:
+    """Return frames that are none, or of what is nobody's business."""
+    return rng.choice(
+        (
+            rng.randbytes(rng.randrange(1, 4000)),
+            struct.pack(">I", 0xFFFFFFFF) + b"{",
+            struct.pack(">I", 100) + b"{" * 50,
+            HELLO + encode({"id": -1, "op": "status"}),
+            HELLO + encode({"id": 5, "op": "x" * rng.randrange(9000), "more": [[1]] * 99}),
+            HELLO + encode({"id": 6, "op": "wait", "ranges": [[0, 0, 1 << 60]] * 300}),
+            HELLO + OPEN + encode({"id": 7, "op": "wait", "ranges": [[1 << 50, 5, 1]] * 300}),
+            HELLO + OPEN * 40,
+            HELLO + encode({"id": 8, "op": "open", "model": "no such" * 1000}),
+        )
+    )
+
+
+def babble(address: str) -> int:
+    """Send garbage, go without a word, come again."""
+    rng = random.Random(4711)
+    count = 0
+    while not is_over():
+        with contextlib.suppress(OSError), connected(address) as sock:
+            sock.sendall(garbage(rng))
+            if rng.random() < 0.5:
+                sock.recv(1 << 16)
+        count += 1
+    return count
+
+
+def hold(address: str) -> int:
+    """Open many connections, with a lease or a piece of a frame each, and keep them."""
+    held = [connected(address) for _ in range(HELD)]
+    for number, sock in enumerate(held):
+        sock.sendall(HELLO + (OPEN if number % 2 else OPEN[:-1]))
+    sys.stdin.read()
+    return sum(bool(sock.recv(1 << 16)) for sock in held)
+
+
+KINDS: dict[str, Callable[[str], int]] = {"flood": flood, "babble": babble, "hold": hold}
+
+if __name__ == "__main__":
+    os.nice(19)  # what they do to the daemon counts, not the processor that they take from others
+    print("ready", flush=True)
+    print(KINDS[sys.argv[1]](sys.argv[2]))
