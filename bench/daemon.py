@@ -190,6 +190,7 @@ class Daemon:
             f"--socket={self.socket_path}",
             f"--segment-root={self.segment_root}",
             f"--http-port={self._http_port}",
+            "--purge-on-exit",
             f"--fetch-threads={settings.fetch_threads}",
             f"--memory-budget={settings.memory_budget}",
             *settings.flags,

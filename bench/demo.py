@@ -308,6 +308,7 @@ class Daemon:
             f"--socket={environment['CACHED_SOCKET']}",
             f"--segment-root={root}",
             "--http-port=0",
+            "--purge-on-exit",
         ]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
