@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RECEIVE_BYTES = 256 << 10
 HELLO_ID = 0
 _ANCILLARY_BYTES = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * array.array("i").itemsize)
-MAX_WAITS = 48
+MAX_WAITS = 12
 """Slow requests under way at once. The daemon reads none beyond MAX_OUTSTANDING: what is left over
 is for quick ones, and for a ``cancel`` to get through."""
 _SLOW = {"wait", "arrivals"}

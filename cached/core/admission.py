@@ -77,7 +77,8 @@ def decide(
         _candidate(other, load, shelf)
         for other in shelf.models.values()
         for load in other.loads()
-        if load.is_complete and not load.frees and (model.is_asked or other is model)
+        if load.is_complete and not load.frees and load is not other.coming
+        if model.is_asked or other is model
     ]
     served = model.current.of if model.current is not None else None
     others = [candidate for candidate in candidates if candidate.of != served]

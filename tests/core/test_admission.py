@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.core import admission
+from cached.core import admission, effects
 from cached.core.errors import OverBudget
 from cached.core.ledger import Ledger
 from cached.core.objects import FileRef, ModelRef, PeerId, VersionRef
 from cached.core.shelf import Shelf
 from cached.core.units import parse_bytes
-from tests.fakes.world import load_of, manifest, stored
+from tests.fakes.world import BLOCK, World, load_of, manifest, stored
 
 if TYPE_CHECKING:
     from cached.core.loads import Load
@@ -134,3 +134,27 @@ def test_the_budget_that_a_refusal_advises_is_enough():
 
     assert "needs 237.5 MiB, 237.4 MiB free" in refused.message
     assert parse_bytes(refused.hint.partition("at least ")[2]) >= needed_bytes
+
+
+def test_a_version_that_is_about_to_be_current_again_makes_room_for_nobody():
+    one, two = (manifest(stored("a.safetensors", 3, etag)) for etag in ('"1"', '"2"'))
+    big = manifest(stored("b.safetensors", 5))
+    world = World({"m": one, "big": big}, budget_bytes=10 * BLOCK, kept_versions=1)
+    for listing in (one, two):
+        world.listings["m"] = listing
+        world.ask(world.connect(), "refresh", model="m")
+        world.run()
+    world.listings["m"] = one
+    world.ask(world.connect(), "refresh", model="m")
+    while not any(isinstance(job, effects.Publish) for job in world.jobs):
+        world.run_one()
+    publish = world.job(effects.Publish)
+    world.opened("big")
+    while others := [job for job in world.jobs if job is not publish]:
+        world.end(others[0])
+    world.run()
+    peer, _ = world.opened("m")
+
+    assert world.status("m")["version"] == one.version
+    assert world.leases[peer] in world.there
+    assert world.status("big")["state"] == "resident"

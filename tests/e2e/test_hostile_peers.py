@@ -1,8 +1,7 @@
 """Peers that flood, babble or hold connections cost honest workers and the daemon little.
 
-The bound is 10 ms for 99 of 100 opens of a resident model. On a machine that is so busy that opens
-take long without any of them, it is five times what they take before or after; and one of three
-rounds must be within it: others may have the processor in the others.
+The bound is 10 ms for 99 of 100 opens of a resident model. One of three rounds must be within it:
+in the others somebody else may have the processor.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 OPENS = 600
 BOUND_S = 0.010
-TIMES_ALONE = 5
 ROUNDS = 3
 MAX_GROWTH_BYTES = 24 * MIB
 
@@ -99,16 +97,13 @@ def is_held_up_by_nobody(served: Served, tiny: Path) -> bool:
     during_bytes = process.private_bytes(served.pid)
     counts = {each.kind: each.stop() for each in hostile}
     after = opened(served, tiny)
-    bound_s = max(BOUND_S, TIMES_ALONE * max(p99(before), p99(after)))
     for when, took_s in (("before", before), ("beside", beside), ("after", after)):
         told = f"median {median(took_s) * 1e3:.2f} ms, p99 {p99(took_s) * 1e3:.2f} ms"
         print(f"{OPENS} opens {when}: {told}")
-    print(
-        f"bound {bound_s * 1e3:.1f} ms; private {before_bytes} B, then {during_bytes} B; {counts}"
-    )
+    print(f"private {before_bytes} B, then {during_bytes} B; {counts}")
     assert counts["flood"] > 0, "it never lost its connection"
     assert counts["babble"] > 100
     assert counts["hold"] == HELD, "each has been told hello"
     assert during_bytes <= MAX_PRIVATE_BYTES
     assert during_bytes - before_bytes <= MAX_GROWTH_BYTES
-    return p99(beside) <= bound_s
+    return p99(beside) <= BOUND_S

@@ -138,6 +138,7 @@ class World:
         self.wrong: set[tuple[FileRef, int]] = set()
         self.spoil: set[tuple[int, int]] = set()
         self.shown: set[VersionRef] = set()
+        self.current: dict[str, VersionRef] = {}
         self.marks: dict[int, int] = {}
         self.digests = Digests(BLOCK, {})
         self.is_ready = False
@@ -406,7 +407,9 @@ class World:
                     self.is_drained = True
                 case effects.CancelParts() | effects.Refused() | effects.Retried():
                     pass
-                case effects.Adopted() | effects.Switched() | effects.Looked():
+                case effects.Switched():
+                    self.current[effect.of.name] = effect.of
+                case effects.Adopted() | effects.Looked():
                     pass
                 case effects.Mismatched():
                     for block in range(effect.start // BLOCK, -(-effect.stop // BLOCK)):
@@ -418,7 +421,9 @@ class World:
                 case effects.Evicted():
                     if effect.reason == "budget":
                         assert effect.of not in self.leases.values(), "evicted though leased"
-                        assert effect.of.name not in self.pinned, "evicted though pinned"
+                        is_pinned = effect.of.name in self.pinned  # what is superseded is not
+                        is_current = self.current.get(effect.of.name) == effect.of
+                        assert not (is_pinned and is_current), "evicted though pinned"
                 case _:
                     self.jobs.append(effect)
         self.check()
