@@ -23,6 +23,7 @@ SLOWER = {  # how much slower than without a fault cached may be at most
     "closed-idle": 1.2,
 }
 CHECKSUM_OFF = "checksum-off"
+CHECKSUM_SLOWER = 1.1
 
 
 def ratios(figures: Figures) -> Iterator[str]:
@@ -85,6 +86,18 @@ def goals(figures: Figures) -> list[Goal]:
     ]
     return [
         *slower,
+        *(
+            Goal(
+                f"{name} on: MB/s off / on",
+                f"<= {CHECKSUM_SLOWER:g}",
+                quotient(
+                    figures.median(CHECKSUM_OFF, "cached", "MB_per_s"),
+                    figures.median(f"checksum-{name}", "cached", "MB_per_s"),
+                ),
+                partial(operator.ge, CHECKSUM_SLOWER),
+            )
+            for name in ("crc64nvme", "crc32c")
+        ),
         Goal(
             "wrong bytes that cached called complete, the worst case",
             "0",

@@ -51,6 +51,14 @@ class Sink(Protocol):
     def watermark(self) -> int:
         """Return the offset in the file below which this part's bytes are there."""
 
+    @property
+    def sees_bytes(self) -> bool:
+        """Return whether bytes must pass through memory: all come by ``accept`` then."""
+
+    @property
+    def checksum(self) -> bytes | None:
+        """Return the CRC of the bytes from the part's start to the watermark; None: not summed."""
+
     def accept(self, offset: int, view: memoryview) -> None:
         """Write ``view`` at ``offset`` of the file.
 
@@ -194,10 +202,14 @@ class SegmentStore(Protocol):
                 adopted is not what it was. What was made stays until ``free``.
         """
 
-    def sink(self, part: Part) -> Sink:
+    def sink(self, part: Part, summing: Summing | None = ...) -> Sink:
         """Return the sink of a part; the same one for every attempt of equal ``part_id``.
 
         Any thread.
+
+        Args:
+            part: that part.
+            summing: of a new sink: told all bytes, in order, as they are written.
         """
 
     def release_sink(self, part: Part) -> None:
@@ -254,8 +266,25 @@ class SegmentStore(Protocol):
         """
 
 
+class Summing(Protocol):
+    """A sum of bytes that pass. One thread at a time."""
+
+    def update(self, view: memoryview) -> None:
+        """Take the bytes that come next."""
+
+    def digest(self) -> bytes:
+        """Return the sum of what came, big-endian."""
+
+
 class Checksums(Protocol):
-    """Sums of bytes in memory. Called from check threads, several at a time."""
+    """Sums of bytes. Called from fetch and check threads, several at a time."""
+
+    def summing(self, algorithm: str) -> Summing:
+        """Return a CRC of no bytes, to be told what passes.
+
+        Raises:
+            LoadFailed: it cannot be computed here.
+        """
 
     def of_range(self, algorithm: str, fd: int, start: int, stop: int) -> bytes:
         """Return the checksum of bytes ``[start, stop)`` of a file, big-endian.

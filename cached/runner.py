@@ -276,9 +276,11 @@ class Runner:
         event: events.Event
         sink = None
         try:
-            sink = self._ports.segments.sink(part)
+            summing = self._ports.checksums.summing(part.algorithm) if part.algorithm else None
+            sink = self._ports.segments.sink(part, summing)
             first_byte_s = self._fill(fetch, sink)
-            event = events.PartFetched(part, clock.now_s() - began_s, first_byte_s)
+            seconds = clock.now_s() - began_s
+            event = events.PartFetched(part, seconds, first_byte_s, sink.checksum)
         except Exception as error:  # noqa: BLE001 - the outermost loop: a bug fails one load, not the daemon
             watermark = sink.watermark if sink is not None else part.start
             event = events.PartFailed(part, watermark, _known(error), self._jitter())

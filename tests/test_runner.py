@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import zlib
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -203,6 +204,32 @@ def test_a_part_is_fetched_into_its_segment_and_can_be_sent_and_published(bench)
     assert isinstance(published, events.Published)
     with open(f"{published.path}/b.txt", "rb") as file:
         assert file.read() == b"hello"
+
+
+def test_a_part_that_is_to_be_summed_is_while_it_passes(bench):
+    of, manifest = bench.created()
+    part = bench.part(of, manifest, 1)
+
+    summed, plain = bench.work(
+        effects.FetchPart(part._replace(algorithm="crc32")),
+        effects.FetchPart(part._replace(part_id=7)),
+    )
+
+    assert summed.checksum == zlib.crc32(b"hello").to_bytes(4)
+    assert plain.checksum is None
+
+
+def test_a_sum_that_cannot_be_computed_fails_its_part(bench, monkeypatch):
+    of, manifest = bench.created()
+    monkeypatch.setitem(sys.modules, "awscrt", None)
+
+    (event,) = bench.work(
+        effects.FetchPart(bench.part(of, manifest, 1)._replace(algorithm="crc32c"))
+    )
+
+    assert isinstance(event, events.PartFailed)
+    assert "awscrt" in event.error.message
+    assert not event.error.transient
 
 
 def test_a_part_that_fails_comes_back_with_its_watermark(bench):

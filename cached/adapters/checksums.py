@@ -1,8 +1,8 @@
-"""Checksums of bytes in memory, read through a descriptor (the ``Checksums`` port).
+"""Checksums of bytes that pass, or that are read back through a descriptor (port ``Checksums``).
 
 CRC64NVME and CRC32C need awscrt, which is imported when the first of them is computed; the rest is
-in the standard library. Bytes are read into one small buffer per thread: mapping them costs half
-as much again (docs/decisions/007-read-back-through-a-small-buffer.md).
+in the standard library. What is read back goes into one small buffer per thread: mapping it costs
+more (docs/decisions/007-read-back-through-a-small-buffer.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,29 @@ _FOREIGN: Final = "see whether something else writes to the segment root"
 _SIZES: Final = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}
 
 
+class Crc:
+    """A CRC of bytes in order, used like one of hashlib's.
+
+    Raises:
+        LoadFailed: awscrt cannot be used.
+    """
+
+    __slots__ = ("_size_bytes", "_update", "_value")
+
+    def __init__(self, algorithm: str) -> None:
+        self._size_bytes = _SIZES[algorithm]
+        self._update = _crc(algorithm)
+        self._value = 0
+
+    def update(self, view: memoryview) -> None:
+        """Take the bytes that come next."""
+        self._value = self._update(view, self._value)
+
+    def digest(self) -> bytes:
+        """Return the CRC of what came, big-endian."""
+        return self._value.to_bytes(self._size_bytes)
+
+
 class Checksums:
     """Computes them; any thread, several at a time.
 
@@ -42,6 +65,17 @@ class Checksums:
         self._running: dict[FileRef, _Hash] = {}
         self._buffers = threading.local()
 
+    def summing(self, algorithm: str) -> Crc:
+        """Return a CRC of no bytes.
+
+        Args:
+            algorithm: a CRC of ``can``.
+
+        Raises:
+            LoadFailed: awscrt cannot be used.
+        """
+        return Crc(algorithm)
+
     def of_range(self, algorithm: str, fd: int, start: int, stop: int) -> bytes:
         """Return the checksum of bytes ``[start, stop)`` of a file, big-endian.
 
@@ -54,16 +88,12 @@ class Checksums:
         Raises:
             LoadFailed: the file ends before, cannot be read, or awscrt cannot be used.
         """
-        if algorithm in _SIZES:
-            update = _crc(algorithm)
-            value = 0
-            for piece in self._pieces(fd, start, stop):
-                value = update(piece, value)
-            return value.to_bytes(_SIZES[algorithm])
-        digest = hashlib.new(algorithm, usedforsecurity=False)
+        summing: Crc | _Hash = (
+            Crc(algorithm) if algorithm in _SIZES else hashlib.new(algorithm, usedforsecurity=False)
+        )
         for piece in self._pieces(fd, start, stop):
-            digest.update(piece)
-        return digest.digest()
+            summing.update(piece)
+        return summing.digest()
 
     def extend(self, file: FileRef, algorithm: str, fd: int, start: int, stop: int) -> bytes:
         """Return the SHA of all bytes below ``stop``, going on from where the last call ended.

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cached.core.digests import BLOCK_BYTES, MANIFEST_NAME, Digests, FileDigests
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError
@@ -34,7 +34,12 @@ class HashingSink:
 
     Attributes:
         watermark: bytes below it were hashed.
+        sees_bytes: False: a pipe is read in pieces that both sums find in the L2 cache.
+        checksum: of the port; there is none.
     """
+
+    sees_bytes: Final = False
+    checksum: Final = None
 
     __slots__ = ("_block", "_blocks", "_size_bytes", "_whole", "watermark")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cached.core.effects import Check, Looked, Mismatched, ReadDigests
 from cached.core.errors import ChecksumMismatch, LoadFailed
+from cached.core.events import Checked
 from cached.core.objects import FileRef
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ class Checking:
         load = self._shelf.coming(event.file.of)
         if load is not None:
             self._failed(load, event.error, now_s)
+
+    def passed(self, load: Load, event: events.PartFetched, now_s: float) -> bool:
+        """Take note of the sum of a part that came; return whether the load goes on."""
+        part, value = event.part, event.checksum
+        if value is None or not load.integrity.claim(part.file.index, part.start, part.stop):
+            return True
+        sum_of = Checked(part.file, part.algorithm, part.start, part.stop, value)
+        return self.checked(sum_of, now_s) is not None
 
     def checked(self, event: events.Checked, now_s: float) -> Load | None:
         """Take note of a sum; return its load if that can go on."""

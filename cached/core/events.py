@@ -202,11 +202,13 @@ class PartFetched(NamedTuple):
         seconds: from the sending of the request to the last byte.
         first_byte_s: from the sending of the request to the head of the reply; ``None`` if the
             store does not tell.
+        checksum: of its bytes by ``part.algorithm``, big-endian; ``None`` if there is none.
     """
 
     part: Part
     seconds: float
     first_byte_s: float | None = None
+    checksum: bytes | None = None
 
 
 class PartFailed(NamedTuple):

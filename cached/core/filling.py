@@ -153,8 +153,9 @@ class Filling:
             self._part_size.observe(part.stop - part.start, event.seconds)
             self._hedging.ended(event.seconds)
         load.failures.pop((part.file.index, part.start), None)
-        self._came(load, part.file.index)
-        self._advance(load)
+        if self._checking.passed(load, event, now_s):
+            self._came(load, part.file.index)
+            self._advance(load)
 
     def part_failed(self, event: events.PartFailed, now_s: float) -> None:
         """Go on from the byte that was reached, or give the load up."""
@@ -165,10 +166,8 @@ class Filling:
             return
         load, flight = found
         index = part.file.index
-        if load.planner.has(index, part.start, part.stop):
-            self._came(
-                load, index
-            )  # the other attempt was faster, or it failed after the last byte
+        if flight.is_whole:  # it failed after the last byte
+            self._came(load, index)
             self._advance(load)
             return
         if flight.attempts and event.error.transient:
@@ -245,7 +244,12 @@ class Filling:
             self._put_off(load, where, event, now_s)
 
     def _landed(self, part: Part, watermark: int) -> tuple[Load, Flight] | None:
-        """Account for an attempt that ended; return its load if it is not retired."""
+        """Account for an attempt that ended.
+
+        Returns:
+            Its load; None if that is retired, or if another attempt had brought all before: those
+            bytes may have been found wrong meanwhile.
+        """
         self._in_flight -= 1
         load = self._shelf.find(part.file.of)
         if load is None:
@@ -253,18 +257,20 @@ class Filling:
         flight = load.in_flight[part.part_id]
         flight.attempts -= 1
         index = part.file.index
-        if watermark > part.start:
+        was_whole = flight.is_whole
+        flight.is_whole = was_whole or watermark >= part.stop
+        if watermark > part.start and not was_whole:
             load.planner.done(index, part.start, watermark)
             self._shelf.ledger.commit(part.file, part.start, watermark)
         if not flight.attempts:
             del load.in_flight[part.part_id]
             self._hedges.pop((part.file, part.part_id), None)
-            if not load.planner.has(index, part.start, part.stop):
+            if not flight.is_whole:
                 load.planner.failed(index, max(part.start, watermark), part.stop)
         if load.of in self._shelf.retired:
             self._leaving.gets_ended(load)
             return None
-        return load, flight
+        return None if was_whole else (load, flight)
 
     def _read_header(self, load: Load, index: int) -> None:
         stored = load.manifest.objects[index]
@@ -359,6 +365,7 @@ class Filling:
                 start=start,
                 stop=stop,
                 attempt=load.failures.get((index, start), 0),
+                algorithm=load.integrity.passing(index),
             )
             self._next_part_id += 1
             self._in_flight += 1

@@ -1,6 +1,8 @@
 """Which bytes of a load were found right: what is to be summed, and what the sums say.
 
-Bytes are read back from memory after they came, so that what is checked is what is served.
+A CRC of the whole file is put together of those of the parts, which are computed while their
+bytes pass; what came before the store had told the algorithm, and all other sums, are read back
+from memory.
 A checksum covers a file; until it is known to be right, tensors may be read early all the same:
 pinned to the ETag. A digest covers a block of 8 MiB; what it covers is released only after it
 matched. What is wrong is fetched once more, in place; the second time the load fails.
@@ -60,6 +62,13 @@ class _WholeCrc:
         for piece in found:
             self._asked.add(piece.start, piece.stop)
         return found
+
+    def claim(self, start: int, stop: int) -> bool:
+        """Return whether nothing of a range was asked for yet; then all of it was."""
+        if self._asked.missing(start, stop) != [Range(start, stop)]:
+            return False
+        self._asked.add(start, stop)
+        return True
 
     def take(self, start: int, stop: int, value: bytes) -> tuple[Range, bool] | None:
         self._sums.add(start, stop, value)
@@ -319,6 +328,16 @@ class Integrity:
         """Return what of a file can be summed now; each is to be done, and told by ``checked``."""
         file = self._files[index]
         return [] if file.way is None else file.way.due(self._planner.ranges(index))
+
+    def passing(self, index: int) -> str:
+        """Return the algorithm by which bytes of a file are to be summed while they pass, or ""."""
+        way = self._files[index].way
+        return way.algorithm if isinstance(way, _WholeCrc) else ""
+
+    def claim(self, index: int, start: int, stop: int) -> bool:
+        """Return whether the sum of bytes that passed is wanted: ``checked`` is to follow."""
+        way = self._files[index].way
+        return isinstance(way, _WholeCrc) and way.claim(start, stop)
 
     def checked(self, index: int, start: int, stop: int, value: bytes) -> Range | None:
         """Take note of a sum.

@@ -36,15 +36,17 @@ class Flight:
         attempts: GETs of it that are under way: two after a hedge.
         began_s: when the first was sent.
         is_hedged: a second one was sent.
+        is_whole: all of it came; what another attempt says afterwards does not count.
     """
 
-    __slots__ = ("attempts", "began_s", "is_hedged", "part")
+    __slots__ = ("attempts", "began_s", "is_hedged", "is_whole", "part")
 
     def __init__(self, part: Part, now_s: float) -> None:
         self.part = part
         self.attempts = 1
         self.began_s = now_s
         self.is_hedged = False
+        self.is_whole = False
 
 
 class Load:

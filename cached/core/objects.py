@@ -140,6 +140,7 @@ class Part(NamedTuple):
         stop: one past the last byte.
         attempt: 0 for the first; counts failed attempts that made no progress.
         hedge: 0; 1 for a second GET of the same part beside one that brings nothing.
+        algorithm: of the CRC that is computed while its bytes pass; empty: none.
     """
 
     part_id: int
@@ -150,6 +151,7 @@ class Part(NamedTuple):
     stop: int
     attempt: int = 0
     hedge: int = 0
+    algorithm: str = ""
 
 
 class Left(NamedTuple):

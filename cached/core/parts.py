@@ -88,7 +88,8 @@ class PartSize:
         self._last_s = seconds
         self._sum_s += seconds
         self._count += 1
-        if seconds < FAST_S:
+        doubled_s = self._wait_s(2 * self.size_bytes, 2 * seconds)
+        if seconds < FAST_S and doubled_s <= SLOW_WAIT_S:
             self._change(self.size_bytes * 2)
         elif self._wait_s(self.size_bytes, slow_s) > SLOW_WAIT_S:
             self._change(self._fitting_bytes(slow_s))

@@ -10,7 +10,7 @@ from cached.core import effects, events
 from cached.core.digests import Digests, FileDigests
 from cached.core.errors import HeaderError, ObjectChanged, StoreUnavailable
 from cached.core.objects import ObjectFacts
-from tests.fakes.world import BLOCK, RIGHT, World, manifest, stored
+from tests.fakes.world import BLOCK, RIGHT, World, manifest, right_crc, stored
 
 ONE = manifest(stored("a.safetensors", 8), stored("b.txt", 2))
 LISTED = manifest(stored("a.safetensors", 8), stored("cached.manifest.json", 1))
@@ -46,6 +46,74 @@ def test_each_file_is_asked_about_once_and_checked():
     assert world.status("m")["verified"] == "sha256"
     assert len(logged(world, effects.Describe)) == 2
     assert {look.algorithm for look in logged(world, effects.Looked)} == {"sha256"}
+
+
+def crc_world(size_blocks: int = 8, **more: object) -> World:
+    listing = manifest(stored("a.safetensors", size_blocks))
+    world = checked_world(listing, can_check=frozenset({"crc32"}), **more)
+    (file,) = listing.objects
+    world.facts = {file.path: ObjectFacts(checksum=right_crc(file.size_bytes))}
+    return world
+
+
+def test_a_crc_is_computed_while_bytes_pass_and_only_what_came_before_is_read_back():
+    world = crc_world(40)
+    world.run()
+
+    parts = [job.part for job in logged(world, effects.FetchPart)]
+    passed = sum(part.stop - part.start for part in parts if part.algorithm == "crc32")
+    checks = logged(world, effects.Check)
+    assert world.status("m")["state"] == "resident"
+    assert world.status("m")["verified"] == "crc32"
+    assert {part.algorithm for part in parts} == {"", "crc32"}
+    assert passed + sum(check.stop - check.start for check in checks) == 40 * BLOCK
+
+
+def test_wrong_bytes_that_passed_are_fetched_once_more():
+    world = crc_world(40)
+    world.spoil = {(0, 39)}
+    world.run()
+
+    assert [each.is_final for each in logged(world, effects.Mismatched)] == [False]
+    assert world.status("m")["state"] == "resident"
+    gets = [job.part for job in logged(world, effects.FetchPart)]
+    assert sum(part.stop - part.start for part in gets) == 2 * 40 * BLOCK
+
+
+def test_wrong_bytes_that_passed_twice_fail_the_load():
+    world = crc_world(40)
+    world.spoil = {(0, 39)}
+    while not logged(world, effects.Mismatched):
+        world.end(world.jobs[0])
+    world.spoil = {(0, 39)}
+    peer, request = world.opened("m", until="ready")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "checksum_mismatch"
+    assert [each.is_final for each in logged(world, effects.Mismatched)] == [False, True]
+    world.leave(peer)
+
+
+@pytest.mark.parametrize("error", [None, StoreUnavailable("it came")], ids=["too", "in vain"])
+def test_what_the_slower_of_two_attempts_says_of_bytes_that_were_wrong_does_not_count(error):
+    world = crc_world(40)
+    world.spoil = {(0, 39)}
+    last: list[effects.FetchPart] = []
+    while not (len(world.jobs) == len(last) == 1 and last[0].part.stop == 40 * BLOCK):
+        world.end(world.jobs[0])
+        last = [job for job in world.jobs if isinstance(job, effects.FetchPart)]
+    (first,) = last
+    world.post(events.PartStalled(first.part, first.part.start, 9.0))
+    late = next(job for job in world.jobs if job is not first)
+    world.end(first)
+    assert [each.is_final for each in logged(world, effects.Mismatched)] == [False]
+    world.end(late, error=error)
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    assert [each.is_final for each in logged(world, effects.Mismatched)] == [False]
 
 
 def test_the_first_get_is_not_behind_a_look():

@@ -12,7 +12,7 @@ from cached.core.engine import LAST_REQUESTS_S
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from cached.core.events import DrainRequested
 from cached.core.objects import Manifest, ObjectFacts, Part
-from tests.fakes.world import BLOCK, OWNER, RIGHT, World, manifest, stored
+from tests.fakes.world import BLOCK, OWNER, RIGHT, World, manifest, right_crc, stored
 
 LISTINGS = {
     "small": manifest(stored("a.safetensors", 3), stored("config.json", 1)),
@@ -55,12 +55,13 @@ class EngineMachine(RuleBasedStateMachine):
             prefetch=prefetch,
             pinned=["small"],
             verify=verify,
-            can_check=frozenset({"sha256"}),
+            can_check=frozenset({"crc32", "sha256"}),
             kept_versions=data.draw(st.integers(0, 1)),
         )
         for listing in (*LISTINGS.values(), *NEWER.values()):
             for file in listing.objects[::2]:
-                self.world.facts[file.path] = ObjectFacts(checksum=RIGHT)
+                kept = data.draw(st.sampled_from([RIGHT, right_crc(file.size_bytes)]))
+                self.world.facts[file.path] = ObjectFacts(checksum=kept)
 
     @rule()
     def connect(self) -> None:

@@ -67,6 +67,57 @@ class File:
         return self.integrity.described(0, checksum)
 
 
+@given(
+    cuts=st.lists(st.integers(1, SIZE - 1), max_size=6),
+    order=st.randoms(),
+    passed=st.lists(st.booleans(), min_size=7, max_size=7),
+    wrong=st.none() | st.integers(0, SIZE - 1),
+)
+def test_a_crc_may_come_of_what_passed_or_be_read_back_each_byte_once(cuts, order, passed, wrong):
+    file = File()
+    file.described(WAYS["crc"])
+    right = bytes(file.data)
+    if wrong is not None:
+        file.data[wrong] ^= 1
+    spans = list(itertools.pairwise(sorted({0, *cuts, SIZE})))
+    order.shuffle(spans)
+    told: list[Range | None] = []
+    for (start, stop), has_passed in zip(spans, passed, strict=False):
+        file.come(start, stop)
+        if has_passed:
+            assert file.integrity.passing(0) == "crc32"
+            assert file.integrity.claim(0, start, stop)
+            assert not file.integrity.claim(0, start, stop)
+            told.append(file.integrity.checked(0, start, stop, crc(bytes(file.data[start:stop]))))
+        told += file.sum_all()
+
+    assert [each for each in told if each is not None] == [Range(0, SIZE)] * (wrong is not None)
+    assert file.integrity.is_complete == (wrong is None)
+    file.data[:] = right
+    if wrong is not None:
+        file.come(0, SIZE)
+        assert file.integrity.claim(0, 0, SIZE)
+        assert file.integrity.checked(0, 0, SIZE, crc(right)) is None
+    assert file.integrity.is_complete
+
+
+def test_what_was_asked_for_in_part_is_not_claimed():
+    file = File()
+    file.come(0, 10)
+    file.described(WAYS["crc"])
+    assert [(due.start, due.stop) for due in file.integrity.due(0)] == [(0, 10)]
+    assert not file.integrity.claim(0, 5, 20)
+    assert file.integrity.claim(0, 10, 20)
+
+
+@pytest.mark.parametrize("way", ["sha", "composite crc"])
+def test_other_sums_are_read_back(way):
+    file = File()
+    file.described(WAYS[way])
+    assert file.integrity.passing(0) == ""
+    assert not file.integrity.claim(0, 0, 300)
+
+
 WAYS = {
     "crc": text("crc32", crc(BYTES)),
     "sha": text("sha256", sha(BYTES)),

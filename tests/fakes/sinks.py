@@ -8,7 +8,10 @@ import os
 class MemorySink:
     """The bytes ``[start, stop)`` of one file."""
 
-    def __init__(self, start: int, stop: int) -> None:
+    checksum = None
+
+    def __init__(self, start: int, stop: int, *, sees_bytes: bool = False) -> None:
+        self.sees_bytes = sees_bytes
         self.data = bytearray()
         self.pieces = 0
         self._start = start
@@ -25,6 +28,7 @@ class MemorySink:
         self.data += view[self.watermark - offset :]
 
     def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
+        assert not self.sees_bytes
         piece = b""
         while len(piece) < size_bytes:
             more = os.read(pipe_fd, size_bytes - len(piece))

@@ -8,6 +8,7 @@ blocks are where and never asks the engine.
 from __future__ import annotations
 
 import base64
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cached.core import effects, events
@@ -43,6 +44,7 @@ BLOCK = 256 << 10
 HEADER_BYTES = BLOCK
 OWNER = 1000
 RIGHT = "sha256:" + base64.b64encode(bytes(32)).decode()
+_CONTENT = (bytes(BLOCK), b"\1" * BLOCK)  # of a right block, of a wrong one
 ABOUT = About(version="0.0.0", pid=1, owner_uid=OWNER, socket="/nowhere", began_s=0.0)
 GREETING = {"protocol": [1, 0], "client": "test"}
 
@@ -68,6 +70,12 @@ def header_of(file: StoredObject) -> Header:
         for block in range(1, file.size_bytes // BLOCK)
     }
     return Header(header_bytes=HEADER_BYTES, tensors=tensors, metadata={})
+
+
+def right_crc(size_bytes: int) -> str:
+    """What the store keeps of a file of so many bytes, which are right."""
+    value = zlib.crc32(bytes(size_bytes)).to_bytes(4)
+    return "crc32:" + base64.b64encode(value).decode()
 
 
 def blocks_of(file: StoredObject) -> range:
@@ -318,8 +326,14 @@ class World:
             facts = self.facts.get(job.stored.path, ObjectFacts())
             self.post(events.Described(job.file, facts))
 
+    def _crc(self, file: FileRef, start: int, stop: int) -> bytes:
+        value = 0
+        for block in range(start // BLOCK, -(-stop // BLOCK)):
+            value = zlib.crc32(_CONTENT[(file, block) in self.wrong], value)
+        return value.to_bytes(4)
+
     def _end_check(self, job: effects.Check) -> None:
-        """A sum is the number of wrong blocks: ``RIGHT`` is 0."""
+        """A SHA is the number of wrong blocks: of ``RIGHT`` it is 0; a CRC is one."""
         if job.file.of not in self.there:
             self.post(events.CheckFailed(job.file, LoadFailed("gone")))
             return
@@ -329,6 +343,8 @@ class World:
         assert all((job.file.index, block) in self.there[job.file.of] for block in span)
         wrong = sum((job.file, block) in self.wrong for block in span)
         value = wrong.to_bytes(32)
+        if job.algorithm == "crc32":
+            value = self._crc(job.file, job.start, job.stop)
         self.post(events.Checked(job.file, job.algorithm, job.start, job.stop, value))
 
     def manifest_of(self, of: VersionRef) -> Manifest:
@@ -360,7 +376,8 @@ class World:
                 self.spoil.discard((part.file.index, block))
                 self.wrong.add(key)
         if error is None:
-            self.post(events.PartFetched(part, 0.1))
+            value = self._crc(part.file, part.start, part.stop) if part.algorithm else None
+            self.post(events.PartFetched(part, 0.1, checksum=value))
         else:
             self.post(events.PartFailed(part, stop, error))
 

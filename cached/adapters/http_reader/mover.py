@@ -1,4 +1,6 @@
-"""Bodies of plain connections, spliced into their sinks by one thread for all of them.
+"""Bodies of plain connections, moved into their sinks by one thread for all of them.
+
+Into a sink that must see the bytes they are received through a buffer, else they are spliced.
 
 Threads that splice into one file wait for each other at every megabyte, and for the
 interpreter's lock twice. One thread that goes from socket to socket never waits while any of
@@ -7,6 +9,7 @@ them has bytes: 10 % more speed for 10 % less CPU (docs/decisions/005-one-thread
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import threading
@@ -18,17 +21,19 @@ if TYPE_CHECKING:
     from cached.ports import Sink
 
 REST_S: Final = 0.1  # the thread ends after so long without a body under way
+# What a socket has at most is taken at once: each step wakes the sender, and takes two locks.
+BUFFER_BYTES: Final = 1 << 20
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_MORE
 
 
 class Transfer:
-    """A body on its way from a socket through a pipe into a sink.
+    """A body on its way from a socket into a sink.
 
     The mover's thread calls ``step``; the one that ordered it looks at the rest.
 
     Args:
         source_fd: a connected, non-blocking socket.
-        pipe: its ends to read and to write; empty.
+        pipe: its ends to read and to write; empty. None: the sink must see the bytes.
         start: where the first byte belongs.
         stop: one past the last byte.
         sink: takes them.
@@ -58,7 +63,7 @@ class Transfer:
     def __init__(
         self,
         source_fd: int,
-        pipe: tuple[int, int],
+        pipe: tuple[int, int] | None,
         start: int,
         stop: int,
         sink: Sink,
@@ -76,13 +81,17 @@ class Transfer:
         self._sink = sink
         self._progressed = progressed
 
-    def step(self) -> None:
-        """Move what is there, one pipe full at most."""
+    def step(self, buffer: memoryview) -> None:
+        """Move what is there, one pipe or buffer full at most.
+
+        Args:
+            buffer: to be used by a transfer without a pipe.
+        """
         with self.lock:
             if self.is_over:
                 return
             try:
-                goes_on = self._move()
+                goes_on = self._move(buffer)
             except BlockingIOError:
                 return
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
@@ -91,11 +100,18 @@ class Transfer:
             if not goes_on:
                 self._end()
 
-    def _move(self) -> bool:
-        read_fd, write_fd = self._pipe
-        moved_bytes = os.splice(self.source_fd, write_fd, self._stop - self.at, flags=_FLAGS)
+    def _move(self, buffer: memoryview) -> bool:
+        left_bytes = self._stop - self.at
+        if self._pipe is None:
+            moved_bytes = os.readv(self.source_fd, [buffer[:left_bytes]])
+            if moved_bytes:
+                self._sink.accept(self.at, buffer[:moved_bytes])
+        else:
+            read_fd, write_fd = self._pipe
+            moved_bytes = os.splice(self.source_fd, write_fd, left_bytes, flags=_FLAGS)
+            if moved_bytes:
+                self._sink.accept_from_pipe(read_fd, self.at, moved_bytes)
         if moved_bytes:
-            self._sink.accept_from_pipe(read_fd, self.at, moved_bytes)
             self.at += moved_bytes
             self._progressed(self._stop - self.at)
         return moved_bytes > 0 and self.at < self._stop
@@ -156,8 +172,9 @@ class Mover:
         self._epoll.close()
 
     def _work(self) -> None:
+        buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))  # pages come with use
         try:
-            while self._turn():
+            while self._turn(buffer):
                 pass
         except BaseException as error:  # a defect: nobody shall wait for a thread that is gone
             with self._lock:
@@ -168,13 +185,13 @@ class Mover:
                 self._transfers.clear()
             raise
 
-    def _turn(self) -> bool:
+    def _turn(self, buffer: memoryview) -> bool:
         """Step what is ready; return whether to go on."""
         ready = self._epoll.poll(REST_S)
         for fd, _ in ready:
             transfer = self._transfers.get(fd)
             if transfer is not None:
-                transfer.step()
+                transfer.step(buffer)
                 if transfer.is_over:
                     self._drop(transfer)
         if ready:

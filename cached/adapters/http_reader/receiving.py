@@ -1,7 +1,7 @@
 """The bytes of one connection: waits that end, and the two ways into a sink.
 
-Plain HTTP is spliced: from the socket through a pipe into the sink, one copy in all. TLS, and
-whatever cannot be spliced, is received into a small buffer.
+Plain HTTP is moved by one thread for all connections: spliced, which is one copy in all, or through
+a buffer if the sink must see the bytes. TLS, and whatever cannot be spliced, is received here.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Receiver:
         """
         self._expect(left_bytes)
         if self._mover is not None and sink.watermark == at:
-            moved_bytes = self._splice(self._mover, at, left_bytes, sink)
+            moved_bytes = self._hand_over(self._mover, at, left_bytes, sink)
             if moved_bytes:
                 return moved_bytes  # else it ended, or another attempt moved the watermark
         if self._scratch is None:
@@ -231,15 +231,17 @@ class Receiver:
             got_bytes += more_bytes
         return got_bytes
 
-    def _splice(self, mover: Mover, at: int, left_bytes: int, sink: Sink) -> int | None:
-        """Have bytes moved by reference; None if this kernel cannot."""
-        try:
-            pipe = self._usable_pipe()
-        except OSError as error:
-            raise self._cannot_move(error) from error
-        if pipe is None:
-            return None
-        ends = (pipe.read_fd, pipe.write_fd)
+    def _hand_over(self, mover: Mover, at: int, left_bytes: int, sink: Sink) -> int | None:
+        """Have the mover move bytes; None if they would have to be spliced, and cannot be."""
+        ends = None
+        if not sink.sees_bytes:
+            try:
+                pipe = self._usable_pipe()
+            except OSError as error:
+                raise self._cannot_move(error) from error
+            if pipe is None:
+                return None
+            ends = (pipe.read_fd, pipe.write_fd)
         transfer = Transfer(self._sock.fileno(), ends, at, at + left_bytes, sink, self._expect)
         self._transfer = transfer  # from here on, cancel ends it
         if self.is_cancelled:

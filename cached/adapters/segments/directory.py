@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cached.adapters.segments.store import Shared
     from cached.adapters.segments.survey import Relic
     from cached.core.objects import FileRef, Left, Manifest, Part, Range, VersionRef
+    from cached.ports import Summing
 
 _NOTHING: Final[Mapping[int, FileRef]] = MappingProxyType({})
 _NEW: Final = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -122,7 +123,7 @@ class DirectorySegments(Segments):
             raise
         return version
 
-    def sink(self, part: Part) -> PartSink:
+    def sink(self, part: Part, summing: Summing | None = None) -> PartSink:
         """Return the sink of a part; see ``Segments``.
 
         A file that was complete when it was adopted, and of which bytes were found wrong, can be
@@ -134,7 +135,7 @@ class DirectorySegments(Segments):
                 _make_writable(file.fd)
             except OSError as error:
                 raise translated(error, f"cannot write {file.path} of {part.file.of}") from error
-        return super().sink(part)
+        return super().sink(part, summing)
 
     def _known(self, fd: int, facts: os.stat_result, path: str) -> OpenFile:
         """Return the file of a descriptor: the one that has it already, or a new one."""

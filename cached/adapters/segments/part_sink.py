@@ -13,6 +13,7 @@ from cached.core.ranges import RangeSet
 
 if TYPE_CHECKING:
     from cached.core.errors import CachedError
+    from cached.ports import Summing
 
 _DROP_BYTES: Final = 1 << 16
 
@@ -60,12 +61,21 @@ class PartSink:
 
     All attempts share it: what is below the watermark is there and never written again, so a
     late loser of a hedge cannot change what somebody reads already.
+
+    Args:
+        file: that they belong to.
+        start: first byte of the part.
+        stop: one past the last.
+        summing: told every byte once, in order, when it is written.
     """
 
-    __slots__ = ("_file", "_is_closed", "_start", "_stop", "_watermark")
+    __slots__ = ("_file", "_is_closed", "_start", "_stop", "_summing", "_watermark")
 
-    def __init__(self, file: OpenFile, start: int, stop: int) -> None:
+    def __init__(
+        self, file: OpenFile, start: int, stop: int, summing: Summing | None = None
+    ) -> None:
         self._file = file
+        self._summing = summing
         self._start = start
         self._stop = stop
         self._watermark = start
@@ -75,6 +85,16 @@ class PartSink:
     def watermark(self) -> int:
         """Return the offset in the file below which this part's bytes are there."""
         return self._watermark
+
+    @property
+    def sees_bytes(self) -> bool:
+        """Return whether all bytes must come by ``accept``."""
+        return self._summing is not None
+
+    @property
+    def checksum(self) -> bytes | None:
+        """Return the sum of what lies below the watermark, once no more comes."""
+        return self._summing.digest() if self._summing is not None else None
 
     def accept(self, offset: int, view: memoryview) -> None:
         """Write what of ``view`` lies above the watermark, and move it.
@@ -90,11 +110,14 @@ class PartSink:
             if not (self._start <= offset <= at and stop <= self._stop):
                 raise self._misfit(offset, stop)
             self._begin()
+            fresh = view[at - offset :]
             try:
                 while at < stop:
                     at += os.pwrite(self._file.fd, view[at - offset :], at)
             except OSError as error:
                 raise self._translated(error) from error
+            if self._summing is not None:
+                self._summing.update(fresh)  # they are in the cache still
             self._watermark = at
 
     def accept_from_pipe(self, pipe_fd: int, offset: int, size_bytes: int) -> None:
@@ -106,11 +129,14 @@ class PartSink:
             OutOfSpace: the file system is full. What was moved before counts.
             BadReply: the pipe ended early. What was moved before counts.
             LoadFailed: the version was freed.
-            ValueError: outside the part, or leaves a hole: a bug of the caller.
+            ValueError: outside the part, or leaves a hole, or they should have been seen: a bug of
+                the caller.
         """
         with self._file.lock:
             stop = offset + size_bytes
-            if not (self._start <= offset <= self._watermark and stop <= self._stop):
+            if self._summing is not None or not (
+                self._start <= offset <= self._watermark and stop <= self._stop
+            ):
                 raise self._misfit(offset, stop)
             self._begin()
             if offset < self._watermark:  # another attempt was faster

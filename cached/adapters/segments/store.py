@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cached.adapters.segments.part_sink import OpenFile
     from cached.core.header import Header
     from cached.core.objects import FileRef, Left, Manifest, Part, Range, VersionRef
+    from cached.ports import Summing
 
     Shared = Mapping[int, OpenFile]
     """Files of other versions, by the index that they have in the new one."""
@@ -167,10 +168,14 @@ class Segments:
             if not file.users:
                 file.close()
 
-    def sink(self, part: Part) -> PartSink:
+    def sink(self, part: Part, summing: Summing | None = None) -> PartSink:
         """Return the sink of a part; the same one for every attempt of equal ``part_id``.
 
         What was there of the part, and did not match, is so no more for the next daemon.
+
+        Args:
+            part: that part.
+            summing: of a new sink: told all bytes as they are written.
 
         Raises:
             LoadFailed: the version was freed, or the system refuses.
@@ -184,7 +189,7 @@ class Segments:
                         version.marks.unmark(part.file.index, part.start, part.stop)
                 except OSError as error:
                     raise translated(error, f"cannot fetch {file.path} anew") from error
-                sink = PartSink(file, part.start, part.stop)
+                sink = PartSink(file, part.start, part.stop, summing)
                 version.sinks[part.part_id] = sink
             return sink
 

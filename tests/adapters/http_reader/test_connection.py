@@ -69,6 +69,9 @@ class Script:
 class Bytes:
     """A sink in memory."""
 
+    sees_bytes = False
+    checksum = None
+
     def __init__(self, start: int = 0) -> None:
         self.start = start
         self.data = b""

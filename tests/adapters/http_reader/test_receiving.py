@@ -119,8 +119,10 @@ def test_a_body_arrives_whole(pair: Pair):
 def test_only_plain_http_is_spliced_and_only_with_a_large_pipe(pair: Pair, way: str):
     class Seen:
         watermark = 0
+        checksum = None
 
-        def __init__(self) -> None:
+        def __init__(self, *, sees_bytes: bool = False) -> None:
+            self.sees_bytes = sees_bytes
             self.ways: list[str] = []
 
         def accept(self, offset: int, view: memoryview) -> None:
@@ -134,6 +136,10 @@ def test_only_plain_http_is_spliced_and_only_with_a_large_pipe(pair: Pair, way: 
     pair.far.sendall(b"x")
     assert pair.receiver.move(0, 1, seen) == 1
     assert seen.ways == [way if way == "spliced" else "copied"]
+    seen = Seen(sees_bytes=True)
+    pair.far.sendall(b"x")
+    assert pair.receiver.move(0, 1, seen) == 1
+    assert seen.ways == ["copied"]
 
 
 def test_what_another_attempt_wrote_is_not_spliced_over(pair: Pair):
@@ -338,6 +344,8 @@ def test_untouched_means_that_no_byte_came_since_the_last_request(pair: Pair):
 def test_a_sink_that_fails_leaves_nothing_open_and_nothing_in_the_pipe(way: str):
     class Full:
         watermark = START
+        sees_bytes = False
+        checksum = None
 
         def accept(self, offset: int, view: memoryview) -> None:
             raise OutOfSpace("full")

@@ -6,12 +6,14 @@ import os
 import random
 import select
 import threading
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cached.adapters.checksums import Crc
 from cached.adapters.segments.part_sink import OpenFile, PartSink
 from cached.core.errors import BadReply, LoadFailed, OutOfSpace
 
@@ -27,11 +29,11 @@ START, STOP = 1000, 3000
 class Target:
     """A file with one part, in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, summing: Crc | None = None) -> None:
         self.fd = os.memfd_create("target")
         os.ftruncate(self.fd, SIZE)
         self.file = OpenFile(self.fd, "a.safetensors", SIZE)
-        self.sink = PartSink(self.file, START, STOP)
+        self.sink = PartSink(self.file, START, STOP, summing)
 
     def read(self, start: int = 0, stop: int = SIZE) -> bytes:
         return os.pread(self.fd, stop - start, start)
@@ -96,6 +98,43 @@ def test_any_two_attempts_make_the_same_bytes(steps):
     assert target.read(START, reached) == truth[START:reached]
     assert target.read(reached) == bytes(SIZE - reached)
     os.close(target.fd)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 900)), max_size=20))
+def test_any_two_attempts_make_the_same_sum(steps):
+    truth = random.Random(1).randbytes(SIZE)
+    target = Target(Crc("crc32"))
+    at = [START, START]
+    for attempt, size in steps:
+        stop = min(at[attempt] + size, STOP)
+        target.accept(at[attempt], truth[at[attempt] : stop])
+        at[attempt] = stop
+    assert target.sink.checksum == zlib.crc32(truth[START : max(at)]).to_bytes(4)
+    os.close(target.fd)
+
+
+def test_what_was_not_written_is_not_summed():
+    fd = os.open("/dev/full", os.O_RDWR)
+    sink = PartSink(OpenFile(fd, "a.safetensors", SIZE), START, STOP, Crc("crc32"))
+    with pytest.raises(OutOfSpace):
+        sink.accept(START, memoryview(b"abc"))
+    assert sink.checksum == bytes(4)
+    os.close(fd)
+
+
+def test_a_sink_that_sums_takes_nothing_from_a_pipe(pipe):
+    target = Target(Crc("crc32"))
+    assert target.sink.sees_bytes
+    os.write(pipe[1], b"abc")
+    with pytest.raises(ValueError, match="do not fit"):
+        target.sink.accept_from_pipe(pipe[0], START, 3)
+    assert target.sink.watermark == START
+    os.close(target.fd)
+
+
+def test_without_a_sum_there_is_none(target):
+    assert not target.sink.sees_bytes
+    assert target.sink.checksum is None
 
 
 def write_all(target: Target, letter: bytes, seed: int, seen: list[bytes]) -> None:
