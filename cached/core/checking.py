@@ -8,6 +8,7 @@ from cached.core.effects import Check, Looked, Mismatched, ReadDigests
 from cached.core.errors import ChecksumMismatch, LoadFailed
 from cached.core.events import Checked
 from cached.core.objects import FileRef
+from cached.core.parts import MAX_PART_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +105,25 @@ class Checking:
             self._shelf.effects.append(mismatched)
         self.came(load, index)
         return load
+
+    def heals_header(self, load: Load, index: int) -> bool:
+        """Return whether the beginning of a file, which is no header, is fetched once more.
+
+        Not what was found right, or was fetched again for this before. A file that was uploaded
+        broken fails after one more GET; one that was broken on its way does not fail.
+        """
+        there = load.planner.ranges(index).first(0, 1)
+        if there is None or index in load.shared or index in load.healed:
+            return False
+        stop = min(there.stop, MAX_PART_BYTES)
+        if load.integrity.found_right(index, 0, stop):
+            return False
+        load.healed.add(index)
+        load.planner.forget(index, 0, stop)
+        load.header_asked.pop(index, None)
+        file, path = FileRef(load.of, index), load.manifest.objects[index].path
+        self._shelf.effects.append(Mismatched(file, path, "header", 0, stop, is_final=False))
+        return True
 
     def check_failed(self, event: events.CheckFailed, now_s: float) -> None:
         """Bytes that cannot be read back cannot be served."""

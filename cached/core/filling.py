@@ -129,13 +129,17 @@ class Filling:
             self._advance(load)
 
     def header_refused(self, event: events.HeaderRefused, now_s: float) -> None:
-        """A file that is not what its name says makes the model unusable."""
+        """A file that is not what its name says makes the model unusable, the second time."""
         load = self._with_header(event.file)
-        if load is not None:
-            path = load.manifest.objects[event.file.index].path
-            where = f"{path} of {load.manifest.uri}"
-            message = f"cannot load {load.of.name}: {where}: {event.error.message}"
-            self._failed(load, LoadFailed(message, hint=event.error.hint), now_s)
+        if load is None:
+            return
+        if self._checking.heals_header(load, event.file.index):
+            self._advance(load)
+            return
+        path = load.manifest.objects[event.file.index].path
+        where = f"{path} of {load.manifest.uri}"
+        message = f"cannot load {load.of.name}: {where}: {event.error.message}"
+        self._failed(load, LoadFailed(message, hint=event.error.hint), now_s)
 
     def part_fetched(self, event: events.PartFetched, now_s: float) -> None:
         """Some more bytes are there."""

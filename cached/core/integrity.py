@@ -270,6 +270,10 @@ class Integrity:
         ways = {file.way.algorithm for file in self._files if file.way is not None}
         return " ".join(sorted(ways)) or "length"
 
+    def found_right(self, index: int, start: int, stop: int) -> bool:
+        """Return whether all these bytes were compared with what the store, or the list, says."""
+        return self._files[index].good.covers(start, stop)
+
     def wants_look(self, index: int) -> bool:
         """Return whether the store is to be asked for the checksum of a file."""
         return self._verify == CHECKSUM and not self._files[index].is_known

@@ -57,6 +57,7 @@ class Load:
         shared: files that it has in common with another load of the model, whole: by index.
         headers: of safetensors files, by index, as they become known.
         holders: peers with a lease.
+        healed: indices of files whose beginning was no header, and was fetched once more.
         looked: indices of files that the store was, or is to be, asked about.
         undescribed: those of them that wait for their turn.
         is_list_asked: the list of digests is being read, or was.
@@ -77,6 +78,7 @@ class Load:
         "frees",
         "header_asked",
         "headers",
+        "healed",
         "holders",
         "in_flight",
         "integrity",
@@ -117,6 +119,7 @@ class Load:
         self.header_asked: dict[int, int] = {}
         self.holders: set[PeerId] = set()
         self.in_flight: dict[int, Flight] = {}
+        self.healed: set[int] = set()
         self.looked: set[int] = set()
         self.undescribed: dict[int, None] = {}
         self.is_list_asked = False

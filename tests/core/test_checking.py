@@ -174,6 +174,52 @@ def test_a_header_that_came_with_wrong_bytes_is_read_anew(is_slow: bool):
     assert len(logged(world, effects.ReadHeader)) == 2
 
 
+def refuse_header(world: World) -> None:
+    until(world, effects.ReadHeader)
+    reading = world.job(effects.ReadHeader)
+    assert isinstance(reading, effects.ReadHeader)
+    world.jobs.remove(reading)
+    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+
+
+@pytest.mark.parametrize("verify", ["off", "checksum"])
+def test_a_header_that_cannot_be_read_is_fetched_once_more(verify):
+    world = checked_world(manifest(stored("a.safetensors", 2)), verify=verify)
+    refuse_header(world)
+    world.run()
+
+    assert [each.algorithm for each in logged(world, effects.Mismatched)] == ["header"]
+    assert world.status("m")["state"] == "resident"
+    assert world.status("m")["headers"] is True
+
+
+def test_a_header_that_cannot_be_read_twice_fails_the_load():
+    world = checked_world(manifest(stored("a.safetensors", 2)), verify="off")
+    _, request = world.opened("m")
+    refuse_header(world)
+    refuse_header(world)
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "load_failed"
+    assert len(logged(world, effects.Mismatched)) == 1
+
+
+def test_a_header_that_was_found_right_and_cannot_be_read_fails_the_load_at_once():
+    world = checked_world(manifest(stored("a.safetensors", 2)), verify="checksum")
+    until(world, effects.ReadHeader)
+    reading = world.job(effects.ReadHeader)
+    assert isinstance(reading, effects.ReadHeader)
+    while others := [job for job in world.jobs if job is not reading]:
+        world.end(others[0])
+    world.jobs.remove(reading)
+    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+
+    assert world.status("m")["state"] != "loading"
+    assert logged(world, effects.Mismatched) == []
+
+
 def test_a_header_of_wrong_bytes_that_cannot_be_read_is_no_failure_once_they_are_known():
     world = checked_world(manifest(stored("a.safetensors", 2)))
     world.spoil = {(0, 0)}

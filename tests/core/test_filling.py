@@ -73,12 +73,16 @@ def test_a_header_that_is_longer_than_the_first_part_is_fetched_whole_before_the
 def test_a_refused_header_fails_the_load_and_names_the_model_and_the_file():
     world = World({"m": WIDE}, slots=1)
     request = mapped(world)
-    world.end(world.job(effects.FetchPart))
-    header = world.job(effects.ReadHeader)
-    assert isinstance(header, effects.ReadHeader)
-    world.jobs.remove(header)
-
-    world.post(events.HeaderRefused(header.file, HeaderError("overlaps at 7")))
+    refused = 0
+    while refused < 2:  # the second time it is not the way's fault
+        assert world.answer(request) is None
+        job = world.jobs[0]
+        if isinstance(job, effects.ReadHeader) and job.file.index == 0:
+            world.jobs.remove(job)
+            world.post(events.HeaderRefused(job.file, HeaderError("overlaps at 7")))
+            refused += 1
+        else:
+            world.end(job)
 
     answer = world.answer(request)
     assert answer is not None

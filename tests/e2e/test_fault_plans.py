@@ -36,6 +36,7 @@ PLANS_PER_SHARD = 50
 SHARDS = 20
 PLAN_S = 10.0
 TMPFS = Path("/dev/shm")
+UNLISTED = sorted({mode for mode in fault_plans.MODES if mode.verify != "digest"})
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,7 @@ class Try:
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self.plan = plan
+        self.error: CachedError | None = None
         self.root = directory / "root"
         faults = plan.faults
         tls = server_context() if plan.tls else None
@@ -68,7 +70,7 @@ class Try:
     def run(self) -> None:
         began_s = time.monotonic()
         with self.server, self.daemon:
-            error = self.read_early()
+            error = self.error = self.read_early()
             self.judge(error)
             self.server.faults = {}
             self.server.resumed.set()
@@ -167,17 +169,19 @@ class Try:
         return {key: memory[key] for key in ("reserved_bytes", "committed_bytes", "leased_bytes")}
 
 
-def carry_out(plan: Plan) -> None:
-    """Try a plan, and see that nothing stays behind."""
+def carry_out(plan: Plan) -> CachedError | None:
+    """Try a plan, and see that nothing stays behind; return what the worker was told."""
     parent = TMPFS if plan.segments != "file" else None
     threads, descriptors = set(threading.enumerate()), open_descriptors()
     with tempfile.TemporaryDirectory(prefix="cached-plan-", dir=parent) as directory:
-        Try(plan, Path(directory)).run()
+        tried = Try(plan, Path(directory))
+        tried.run()
     for thread in set(threading.enumerate()) - threads:
         if thread.name == "mover":
             thread.join(1)
     assert set(threading.enumerate()) <= threads
     assert open_descriptors() == descriptors
+    return tried.error
 
 
 def carry_out_all(seeds: range) -> None:
@@ -215,6 +219,15 @@ def test_a_flipped_bit_of_a_header_is_not_believed_for_long(at: int):
     plan = fault_plans.draw(0)
     sizes = {"a.safetensors": 2000}
     carry_out(plan._replace(mode=fault_plans.MODES[0], sizes=sizes, faults={0: Corrupted(at)}))
+
+
+@pytest.mark.parametrize("at", [1, 7, 8, 9], ids=["length", "huge", "no JSON", "no name"])
+@pytest.mark.parametrize("mode", UNLISTED, ids=str)
+def test_a_flipped_bit_that_breaks_a_header_is_mended(at: int, mode: fault_plans.Mode):
+    plan = fault_plans.draw(0)
+    sizes = {"a.safetensors": 2000}
+    plan = plan._replace(mode=mode, sizes=sizes, faults={0: Corrupted(at)})
+    assert carry_out(plan) is None
 
 
 def test_by_digest_a_safetensors_file_may_be_longer_than_the_first_get():
