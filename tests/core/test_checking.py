@@ -193,6 +193,26 @@ def test_a_header_that_cannot_be_read_is_fetched_once_more(verify):
     assert world.status("m")["headers"] is True
 
 
+def test_bytes_that_are_found_wrong_while_their_header_is_fetched_again_are_in_flight_once():
+    world = crc_world(2)
+    world.spoil = {(0, 0)}
+    until(world, effects.ReadHeader)
+    reading = world.job(effects.ReadHeader)
+    assert isinstance(reading, effects.ReadHeader)
+    while not logged(world, effects.Check):
+        world.end(next(job for job in world.jobs if job is not reading))
+    world.jobs.remove(reading)
+    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+    assert world.job(effects.FetchPart)
+    world.end(world.job(effects.Check))
+
+    assert [each.algorithm for each in logged(world, effects.Mismatched)] == ["header", "crc32"]
+    assert len([job for job in world.jobs if isinstance(job, effects.FetchPart)]) == 1
+    world.run()
+    assert world.status("m")["state"] == "resident"
+    assert world.status("m")["headers"] is True
+
+
 def test_a_header_that_cannot_be_read_twice_fails_the_load():
     world = checked_world(manifest(stored("a.safetensors", 2)), verify="off")
     _, request = world.opened("m")
