@@ -171,6 +171,8 @@ class Filling:
         load, flight = found
         index = part.file.index
         if flight.is_whole:  # it failed after the last byte
+            if flight.attempts:
+                self._shelf.effects.append(CancelParts(load.of, part.part_id))
             self._came(load, index)
             self._advance(load)
             return

@@ -213,6 +213,20 @@ def test_bytes_that_are_found_wrong_while_their_header_is_fetched_again_are_in_f
     assert world.status("m")["headers"] is True
 
 
+def test_a_staller_is_cancelled_when_the_other_attempt_fails_after_the_last_byte():
+    world = checked_world(manifest(stored("a.safetensors", 4)), verify="off")
+    until(world, effects.FetchPart)
+    first = world.job(effects.FetchPart)
+    assert isinstance(first, effects.FetchPart)
+    world.post(events.PartStalled(first.part, first.part.start, 9.0))
+    world.end(first, error=StoreUnavailable("reset"), blocks=4)
+
+    cancelled = [each.part_id for each in logged(world, effects.CancelParts)]
+    assert cancelled == [first.part.part_id]
+    world.run()
+    assert world.status("m")["state"] == "resident"
+
+
 def test_a_header_that_cannot_be_read_twice_fails_the_load():
     world = checked_world(manifest(stored("a.safetensors", 2)), verify="off")
     _, request = world.opened("m")

@@ -158,7 +158,11 @@ class HttpServer:
         )
         app.on_response_prepare.append(_set_headers)
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+            auto_decompress=False,
         )
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -39,6 +39,10 @@ def claim(root: str, dir_mode: int) -> int:
         _check_owner(root)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(f"{root}/lock", flags, _LOCK_MODE)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            message = f"{root}/lock is no regular file"
+            raise InvalidConfig(message, hint=f"remove it, or {_OTHER_ROOT}")
         os.fchmod(fd, _LOCK_MODE)  # of a file that was there already
     except OSError as error:
         raise unusable(root, error) from error

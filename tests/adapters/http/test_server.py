@@ -5,6 +5,7 @@ Every test talks to the real server over loopback.
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import subprocess
@@ -411,6 +412,14 @@ def test_a_token_file_that_became_readable_for_others_lets_nobody_in(
     assert "has mode 0644" in failure
     assert TOKEN not in failure + json.dumps(body)
     changing.failures.clear()
+
+
+def test_a_compressed_body_is_not_unpacked(changing: Daemon):
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Encoding": "gzip"}
+    for body in (b"xxxx", gzip.compress(b" " * 10)):
+        status, _, found = changing.ask("POST", "/purge", body, **headers)
+        assert (status, changing.asked) == (400, [])
+        assert b"the body is not JSON" in found
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,12 @@ def test_only_the_daemons_user_can_open_the_lock_and_with_that_hold_it(tmp_path:
     assert mode(f"{tmp_path}/lock") == 0o600
 
 
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(InvalidConfig, match="lock is no regular file"):
+        claim(str(tmp_path), 0o750)
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "lock").symlink_to(tmp_path / "victim")
