@@ -67,7 +67,8 @@ class Mode(NamedTuple):
 
 
 MODES = (
-    Mode("checksum", "crc32"),
+    Mode("checksum", "crc64nvme"),
+    Mode("checksum", "crc32c"),
     Mode("checksum", "crc32"),
     Mode("checksum", "sha256"),
     Mode("checksum", "sha1"),
@@ -107,7 +108,9 @@ class Plan(NamedTuple):
         made = stored(content)
         if not self.mode.algorithm or not content:
             return made
-        return summed(made._replace(part_bytes=self.part_bytes), self.mode.algorithm)
+        is_whole = self.mode.algorithm == "crc64nvme"  # S3 keeps no other of these
+        part_bytes = 0 if is_whole else self.part_bytes
+        return summed(made._replace(part_bytes=part_bytes), self.mode.algorithm)
 
 
 def _content(path: str, size_bytes: int, seed: int) -> bytes:

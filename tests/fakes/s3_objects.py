@@ -125,7 +125,25 @@ def flipped(content: bytes, at: int) -> bytes:
 
 
 CHECKSUM = "x-amz-checksum-"
+
+
+def _crc64nvme(data: bytes) -> bytes:
+    from awscrt import checksums  # here: few tests need it
+
+    value: int = checksums.crc64nvme(data)
+    return value.to_bytes(8)
+
+
+def _crc32c(data: bytes) -> bytes:
+    from awscrt import checksums
+
+    value: int = checksums.crc32c(data)
+    return value.to_bytes(4)
+
+
 _SUMS: dict[str, Callable[[bytes], bytes]] = {
+    "crc64nvme": _crc64nvme,
+    "crc32c": _crc32c,
     "crc32": lambda data: zlib.crc32(data).to_bytes(4),
     "sha1": lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
     "sha256": lambda data: hashlib.sha256(data).digest(),
@@ -137,7 +155,7 @@ def summed(found: Stored, algorithm: str) -> Stored:
 
     Args:
         found: any; ``part_bytes`` decides whether its checksum is composite.
-        algorithm: ``crc32``, ``sha1`` or ``sha256``.
+        algorithm: ``crc64nvme``, ``crc32c``, ``crc32``, ``sha1`` or ``sha256``.
     """
     sum_of = _SUMS[algorithm]
     content = found.content_of(0, found.size_bytes)
