@@ -46,6 +46,7 @@ ROWS = [
     row("corrupt", "cached", "wrong_bytes", 0, 1),
     row("checksum-off", "cached", "MB_per_s", 2000),
     row("checksum-off", "cached", "cpu_s_per_GiB", 0.5),
+    row("checksum-crc32c", "cached", "MB_per_s", 1600),
     row("checksum-crc32", "cached", "MB_per_s", 1500),
     row("checksum-crc32", "cached", "cpu_s_per_GiB", 1.0),
 ]
@@ -75,6 +76,9 @@ def test_goals_are_of_ratios_where_all_rounds_ended_well_and_of_wrong_bytes_in_a
     assert goals["stall"].is_met(1.5)
     assert goals["reset"].measured == math.inf
     assert goals["drip"].measured is None
+    assert goals["crc32c on"].measured == 1.25
+    assert not goals["crc32c on"].is_met(1.25)
+    assert goals["crc64nvme on"].measured is None
     assert goals["wrong bytes that cached called complete, the worst case"].measured == 1
 
 

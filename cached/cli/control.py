@@ -128,7 +128,9 @@ def _refresh(options: argparse.Namespace) -> int:
         say(json.dumps(model, indent=2) + "\n")
     if options.no_wait:
         return OK
-    if model["state"] != "resident" or (model["error"] and model["version"] == before):
+    # who asked for the version that is current is not told why an earlier refresh failed
+    has_failed = model["error"] and model["version"] == before != options.version
+    if model["state"] != "resident" or has_failed:
         complain(named(name, model["error"] or "it was evicted meanwhile; refresh it again"))
         return FAILED
     if not options.json:

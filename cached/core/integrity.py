@@ -65,7 +65,7 @@ class _WholeCrc:
 
     def claim(self, start: int, stop: int) -> bool:
         """Return whether nothing of a range was asked for yet; then all of it was."""
-        if self._asked.missing(start, stop) != [Range(start, stop)]:
+        if self._asked.first(start, stop) is not None:
             return False
         self._asked.add(start, stop)
         return True

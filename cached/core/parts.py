@@ -312,15 +312,10 @@ class Planner:
         What of the range is in flight stays so: it comes anew already.
         """
         state = self._files[file]
-        wrong = [
-            (max(start, span.start), min(stop, span.stop))
-            for span in state.done
-            if span.start < stop and start < span.stop
-        ]
+        for span in state.done.within(start, stop):
+            state.pending.add(span.start, span.stop)
         self._missing_bytes += state.done.remove(start, stop)
-        for at, end in wrong:
-            state.pending.add(at, end)
-            self._push(_AGAIN, (file, at, end))
+        self._push(_AGAIN, (file, start, stop))
 
     def want(self, file: int, start: int, stop: int) -> None:
         """Note that a worker waits for a range: what is missing of it goes before all else."""

@@ -79,6 +79,15 @@ class RangeSet:
             return Range(self._starts[at], self._stops[at])
         return None
 
+    def within(self, start: int, stop: int) -> list[Range]:
+        """Return what of ``[start, stop)`` is in it, in order."""
+        found = []
+        at = bisect_right(self._stops, start)
+        while start < stop and at < len(self._starts) and self._starts[at] < stop:
+            found.append(Range(max(start, self._starts[at]), min(stop, self._stops[at])))
+            at += 1
+        return found
+
     def missing(self, start: int, stop: int) -> list[Range]:
         """Return what of ``[start, stop)`` is not in it, in order."""
         gaps = []

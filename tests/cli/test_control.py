@@ -199,6 +199,12 @@ def test_refresh_goes_back_to_a_version(scripted, capsys):
     assert asked[0]["version"] == "v1"
 
 
+def test_refresh_to_the_current_version_is_no_failure_of_the_refresh_before(scripted, capsys):
+    failed = {"error": "cannot load m: 403"}
+    scripted(answers(failed, failed))
+    assert output(capsys, "refresh", "m", "--version", "v1")[0] == "m: v1 is current, as before\n"
+
+
 def test_refresh_that_fails_tells_why_though_the_old_version_is_served(scripted, capsys):
     scripted(answers({}, {"error": "cannot load m: 403"}))
     out, err = output(capsys, "refresh", "m", code=1)

@@ -38,6 +38,18 @@ def until(world: World, kind: type) -> effects.Effect:
     raise AssertionError(kind)
 
 
+def read_header(world: World) -> effects.ReadHeader:
+    """Let all go on until a header is to be read; return that job."""
+    reading = until(world, effects.ReadHeader)
+    assert isinstance(reading, effects.ReadHeader)
+    return reading
+
+
+def refuse(world: World, reading: effects.ReadHeader) -> None:
+    world.jobs.remove(reading)
+    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+
+
 def test_each_file_is_asked_about_once_and_checked():
     world = checked_world()
     world.run()
@@ -158,8 +170,7 @@ def test_a_wrong_byte_is_fetched_once_more_and_who_reads_early_keeps_his_view():
 def test_a_header_that_came_with_wrong_bytes_is_read_anew(is_slow: bool):
     world = checked_world(manifest(stored("a.safetensors", 2)))
     world.spoil = {(0, 0)}
-    until(world, effects.ReadHeader)
-    reading = world.job(effects.ReadHeader)
+    reading = read_header(world)
     if not is_slow:
         world.end(reading)
     while not logged(world, effects.Mismatched):
@@ -174,18 +185,10 @@ def test_a_header_that_came_with_wrong_bytes_is_read_anew(is_slow: bool):
     assert len(logged(world, effects.ReadHeader)) == 2
 
 
-def refuse_header(world: World) -> None:
-    until(world, effects.ReadHeader)
-    reading = world.job(effects.ReadHeader)
-    assert isinstance(reading, effects.ReadHeader)
-    world.jobs.remove(reading)
-    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
-
-
 @pytest.mark.parametrize("verify", ["off", "checksum"])
 def test_a_header_that_cannot_be_read_is_fetched_once_more(verify):
     world = checked_world(manifest(stored("a.safetensors", 2)), verify=verify)
-    refuse_header(world)
+    refuse(world, read_header(world))
     world.run()
 
     assert [each.algorithm for each in logged(world, effects.Mismatched)] == ["header"]
@@ -196,13 +199,10 @@ def test_a_header_that_cannot_be_read_is_fetched_once_more(verify):
 def test_bytes_that_are_found_wrong_while_their_header_is_fetched_again_are_in_flight_once():
     world = crc_world(2)
     world.spoil = {(0, 0)}
-    until(world, effects.ReadHeader)
-    reading = world.job(effects.ReadHeader)
-    assert isinstance(reading, effects.ReadHeader)
+    reading = read_header(world)
     while not logged(world, effects.Check):
         world.end(next(job for job in world.jobs if job is not reading))
-    world.jobs.remove(reading)
-    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+    refuse(world, reading)
     assert world.job(effects.FetchPart)
     world.end(world.job(effects.Check))
 
@@ -230,8 +230,8 @@ def test_a_staller_is_cancelled_when_the_other_attempt_fails_after_the_last_byte
 def test_a_header_that_cannot_be_read_twice_fails_the_load():
     world = checked_world(manifest(stored("a.safetensors", 2)), verify="off")
     _, request = world.opened("m")
-    refuse_header(world)
-    refuse_header(world)
+    refuse(world, read_header(world))
+    refuse(world, read_header(world))
     world.run()
 
     answer = world.answer(request)
@@ -242,13 +242,10 @@ def test_a_header_that_cannot_be_read_twice_fails_the_load():
 
 def test_a_header_that_was_found_right_and_cannot_be_read_fails_the_load_at_once():
     world = checked_world(manifest(stored("a.safetensors", 2)), verify="checksum")
-    until(world, effects.ReadHeader)
-    reading = world.job(effects.ReadHeader)
-    assert isinstance(reading, effects.ReadHeader)
+    reading = read_header(world)
     while others := [job for job in world.jobs if job is not reading]:
         world.end(others[0])
-    world.jobs.remove(reading)
-    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+    refuse(world, reading)
 
     assert world.status("m")["state"] != "loading"
     assert logged(world, effects.Mismatched) == []
@@ -257,13 +254,10 @@ def test_a_header_that_was_found_right_and_cannot_be_read_fails_the_load_at_once
 def test_a_header_of_wrong_bytes_that_cannot_be_read_is_no_failure_once_they_are_known():
     world = checked_world(manifest(stored("a.safetensors", 2)))
     world.spoil = {(0, 0)}
-    until(world, effects.ReadHeader)
-    reading = world.job(effects.ReadHeader)
-    assert isinstance(reading, effects.ReadHeader)
+    reading = read_header(world)
     while not logged(world, effects.Mismatched):
         world.end(next(job for job in world.jobs if job is not reading))
-    world.jobs.remove(reading)
-    world.post(events.HeaderRefused(reading.file, HeaderError("no JSON")))
+    refuse(world, reading)
     world.run()
 
     assert world.status("m")["state"] == "resident"

@@ -29,6 +29,7 @@ class RangesMachine(RuleBasedStateMachine):
     @rule(start=offsets, stop=offsets)
     def look(self, start: int, stop: int) -> None:
         assert self.ranges.covers(start, stop) == self.naive.covers(start, stop)
+        assert self.ranges.within(start, stop) == self.naive.within(start, stop)
         assert self.ranges.missing(start, stop) == self.naive.missing(start, stop)
         assert self.ranges.first(start, stop) == self.naive.first(start, stop)
 

@@ -25,6 +25,9 @@ class NaiveRanges:
     def spans(self) -> list[tuple[int, int]]:
         return _spans(self.offsets)
 
+    def within(self, start: int, stop: int) -> list[tuple[int, int]]:
+        return _spans(set(range(start, stop)) & self.offsets)
+
     def missing(self, start: int, stop: int) -> list[tuple[int, int]]:
         return _spans(set(range(start, stop)) - self.offsets)
 

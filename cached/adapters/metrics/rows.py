@@ -86,7 +86,12 @@ ROWS = (
     _gauge("cached_window_gets", "Ranged GETs that may be under way at the moment."),
     _counter("cached_throttled_total", "GETs that the store refused as too many.", "model"),
     _counter("cached_hedges_total", "Second GETs for parts that brought nothing.", "model"),
-    _counter("cached_integrity_failures_total", "Bytes found wrong.", "model", "algorithm"),
+    _counter(
+        "cached_integrity_failures_total",
+        "Bytes found wrong; algorithm header: a file began with none.",
+        "model",
+        "algorithm",
+    ),
     _counter("cached_files_checked_total", "By which checksum; none: by length.", "algorithm"),
     _counter("cached_kms_without_bucket_key_total", "Files that cost KMS a call a GET.", "model"),
     _counter("cached_adopted_bytes_total", "Taken over from an earlier daemon.", "model"),
