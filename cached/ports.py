@@ -237,8 +237,13 @@ class SegmentStore(Protocol):
                 refuses.
         """
 
-    def switch(self, of: VersionRef) -> None:
+    def switch(self, of: VersionRef, passed_over: str = ...) -> None:
         """Make a published version the one that ``current`` points to.
+
+        Args:
+            of: the version.
+            passed_over: the version that the operator went back from, to this one: the next daemon
+                is told (``Left.passed_over``). Empty: none.
 
         Raises:
             OutOfSpace: the file system is full.

@@ -246,7 +246,8 @@ class Runner:
                 self._post(events.SegmentsReady(job.of, tuple(there)))
             case effects.Publish():
                 path = segments.publish(job.of)
-                segments.switch(job.of)
+                if job.is_current:
+                    segments.switch(job.of, job.passed_over)
                 self._post(events.Published(job.of, path))
             case effects.Free():
                 is_free = segments.free(job.of, if_unused=job.if_unused)

@@ -9,9 +9,9 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from cached.core.backoff import delay_s
 from cached.core.digests import BLOCK_BYTES, MANIFEST_NAME, Digests, FileDigests
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError
-from cached.core.loads import delay_s
 from cached.core.objects import FileRef, Part, VersionRef
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from cached.client.model import Model
 from cached.client.private_directory import PrivateDirectory
 from cached.client.source import There
 from cached.core import header
+from cached.core.backoff import delay_s
 from cached.core.config import resolve
 from cached.core.errors import (
     CachedError,
@@ -40,7 +41,6 @@ from cached.core.errors import (
     TimedOut,
     VersionUnknown,
 )
-from cached.core.loads import delay_s
 from cached.core.objects import FileRef, Part, VersionRef
 from cached.core.parts import MAX_PART_BYTES
 

@@ -1,8 +1,10 @@
 """What an earlier daemon left in memory: what goes on, and what has to go.
 
-Of each model at most one version goes on: the current one, else a complete one, else one that was
-being filled, if the model is prefetched. All the rest goes, and counts until the kernel has its
-memory back: workers of the dead daemon may map it still.
+Of each model one version goes on as the one that is offered: the current one, else a complete one,
+else one that was being filled, if the model is prefetched. Beside it go on the other complete ones,
+as kept, and the newest that was being filled, until the store has said whether it is wanted. All
+the rest goes, and counts until the kernel has its memory back: workers of the dead daemon may map
+it still.
 """
 
 from __future__ import annotations
@@ -11,21 +13,25 @@ from typing import TYPE_CHECKING
 
 from cached.core.effects import Evicted
 from cached.core.integrity import DIGEST, OFF, Integrity
-from cached.core.loads import Load, footprint_bytes
+from cached.core.loads import Load
 from cached.core.manifest import version_of
-from cached.core.objects import Manifest
+from cached.core.objects import FileRef, Manifest
 from cached.core.parts import Planner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cached.core.loads import Limits
     from cached.core.objects import Left, ModelRef
     from cached.core.shelf import Shelf
 
+    Inode = tuple[int, int]
+
 
 def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> list[Load]:
     """Return the loads that go on, their bytes counted; have the rest freed.
+
+    Of each model the one to offer comes first, then complete ones, the newest first.
 
     Args:
         shelf: of an engine that starts.
@@ -33,39 +39,51 @@ def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> l
         left: what was found.
         now_s: monotonic.
     """
-    best = [_best(model.ref, limits, left) for model in shelf.models.values()]
-    chosen = [each for some in best for each in some]
-    going = [each for each in left if each not in chosen]
+    chosen = [_chosen(model.ref, limits, left) for model in shelf.models.values()]
+    going = [each for each in left if not any(each in some for some in chosen)]
     for each in going:
         shelf.ledger.take_over(each.of, each.size_bytes)
+    offered = [each for some in chosen for each in some[:1]]
+    beside = [each for some in chosen for each in some[1:]]
+    homes: dict[Inode, FileRef] = {}
     adopted = []
-    for each in chosen:
-        load = _load(each, limits, now_s)
-        if footprint_bytes(load.manifest) <= shelf.ledger.free_bytes:
-            shelf.ledger.reserve(load.of, footprint_bytes(load.manifest))
+    for each in [*offered, *beside]:
+        load = _load(each, limits, now_s, homes)
+        load.is_aside = each.is_published and each in beside
+        if load.own_bytes() <= shelf.ledger.free_bytes:
+            shelf.ledger.reserve(load.of, load.own_bytes())
             adopted.append(load)
+            if each in offered and each.is_current:
+                shelf.models[each.of.name].passed_over = each.passed_over
+            for index, inode in enumerate(each.inodes):
+                homes.setdefault(inode, FileRef(load.of, index))
         else:
             shelf.ledger.take_over(each.of, each.size_bytes)
             going.append(each)
     for each in going:
-        _retire(shelf, _load(each, limits, now_s))
+        _retire(shelf, _load(each, limits, now_s, {}))
     return adopted
 
 
-def _best(ref: ModelRef, limits: Limits, left: Sequence[Left]) -> list[Left]:
-    """Return the version of a model that goes on, if there is one."""
-    found = [
-        each
-        for each in left
-        if each.of.name == ref.name
-        and each.manifest is not None
-        and each.manifest.uri == ref.uri
-        and _adds_up(each.manifest)
-        and (each.is_published or ref.prefetch)
-        and (each.is_trusted or limits.verify != OFF)
-    ]
-    found.sort(key=lambda each: (each.is_current, each.is_published, each.of.load))
-    return found[-1:]
+def _chosen(ref: ModelRef, limits: Limits, left: Sequence[Left]) -> list[Left]:
+    """Return the versions of a model that go on: the one to offer, and those beside it."""
+    usable = [each for each in left if _is_usable(each, ref, limits)]
+    usable.sort(key=lambda each: (each.is_current, each.is_published, each.of.load), reverse=True)
+    if not usable or not (usable[0].is_published or ref.prefetch):
+        return []
+    beside = [each for each in usable[1:] if each.is_published and each.is_trusted]
+    half = [each for each in usable[1:] if not each.is_published]
+    return [usable[0], *beside, *half[:1]] if usable[0].is_published else usable[:1]
+
+
+def _is_usable(left: Left, ref: ModelRef, limits: Limits) -> bool:
+    return (
+        left.of.name == ref.name
+        and left.manifest is not None
+        and left.manifest.uri == ref.uri
+        and _adds_up(left.manifest)
+        and (left.is_trusted or limits.verify != OFF)
+    )
 
 
 def _adds_up(manifest: Manifest) -> bool:
@@ -74,7 +92,9 @@ def _adds_up(manifest: Manifest) -> bool:
     return is_named and version_of(manifest.uri, manifest.objects) == manifest.version
 
 
-def _load(left: Left, limits: Limits, now_s: float) -> Load:
+def _load(left: Left, limits: Limits, now_s: float, homes: Mapping[Inode, FileRef]) -> Load:
+    """Return a version as a load; files that lie in an earlier one's home are shared with that."""
+    shared = {index: homes[inode] for index, inode in enumerate(left.inodes) if inode in homes}
     manifest = left.manifest or Manifest("", left.of.version, ())
     is_checked_first = limits.verify == DIGEST or not left.is_trusted
     planner = Planner(manifest, is_checked_first=is_checked_first)
@@ -85,9 +105,11 @@ def _load(left: Left, limits: Limits, now_s: float) -> Load:
         verify=limits.verify,
         can=limits.can_check,
         trusted=left.is_trusted,
-        checked=range(len(manifest.objects)) if was_checked else (),
+        checked=range(len(manifest.objects)) if was_checked else shared,
     )
-    return Load(left.of, manifest, planner, now_s, integrity=integrity, is_adopted=True)
+    return Load(
+        left.of, manifest, planner, now_s, integrity=integrity, shared=shared, is_adopted=True
+    )
 
 
 def _retire(shelf: Shelf, load: Load) -> None:

@@ -110,9 +110,15 @@ class Publish(NamedTuple):
     """Make a filled version read-only, visible and current → ``Published`` or ``SegmentsFailed``.
 
     One that is published already becomes current again.
+
+    Attributes:
+        is_current: False: it does not become current.
+        passed_over: the version that the operator went back from; told to the next daemon.
     """
 
     of: VersionRef
+    is_current: bool = True
+    passed_over: str = ""
 
 
 class Free(NamedTuple):

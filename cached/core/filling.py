@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
+from cached.core.backoff import delay_s
 from cached.core.effects import (
     Adopted,
     CancelParts,
@@ -17,7 +18,7 @@ from cached.core.effects import (
 )
 from cached.core.errors import LoadFailed
 from cached.core.hedging import Hedging
-from cached.core.loads import VOID, Flight, delay_s
+from cached.core.loads import VOID, Flight
 from cached.core.objects import FileRef, Part
 from cached.core.parts import PartSize
 from cached.core.window import Window
@@ -295,7 +296,8 @@ class Filling:
         model = self._shelf.models[load.of.name]
         if model.coming is load and model.state == "loading" and load.is_filled:
             model.advance("filled")
-            self._shelf.effects.append(Publish(load.of))
+            publish = Publish(load.of, not load.is_aside, model.passed_over)
+            self._shelf.effects.append(publish)
 
     def plan(self, now_s: float) -> None:
         """Fill the free slots with GETs: hedges, what workers wait for, what is pinned, others."""

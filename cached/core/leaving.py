@@ -32,12 +32,15 @@ class Leaving:
         self._again_s: float | None = None
 
     def drop(self, load: Load, reason: str) -> None:
-        """Take a load that is coming out of use, whoever has it; its model's state is up to others.
+        """Take a load that is coming, or was left, out of use; its model's state is up to others.
 
         GETs in flight are cut and waited for.
         """
         model = self._shelf.models[load.of.name]
-        model.coming = None
+        if load in model.left:
+            model.left.remove(load)
+        else:
+            model.coming = None
         load.leaving = reason
         self._shelf.retired[load.of] = load
         self._shelf.changed[load.of.name] = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cached.core.backoff import delay_s
 from cached.core.digests import MANIFEST_NAME
 from cached.core.effects import Resolve, Retried
 from cached.core.errors import LoadFailed, StoreError
 from cached.core.integrity import DIGEST
-from cached.core.loads import delay_s
 from cached.core.residency import touched
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ class Listing:
         model.prefetch_failures = 0
         self._shelf.changed[event.name] = None
         current = model.current
-        is_passed_over = version == model.passed_over and not model.is_asked
+        is_passed_over = version == model.passed_over
         if current is not None and (current.of.version == version or is_passed_over):
             model.is_confirmed = True
             model.is_asked = False
             model.error = None
             model.advance("same")
+            self._loading.drop_left(model)
             self._shelf.is_room_made = True
             return
         if self._limits.verify == DIGEST and not _has_list(event.manifest):

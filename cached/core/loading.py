@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cached.core import admission
 from cached.core.effects import CreateSegments, MarkReady, Publish, Refused, Switched
 from cached.core.errors import (
+    DaemonUnavailable,
     LoadFailed,
     ObjectChanged,
     OutOfSpace,
@@ -51,22 +52,55 @@ class Loading:
         self.is_ready = False
 
     def adopt(self, load: Load) -> None:
-        """Go on with what an earlier daemon left; its bytes are in the ledger."""
+        """Go on with what an earlier daemon left; its bytes are in the ledger.
+
+        Of a model the one that shall be current comes first; the others wait for their turn.
+        """
         model = self._shelf.models[load.of.name]
-        model.advance("adopt")
-        model.coming = load
+        if model.coming is not None:
+            model.left.append(load)
+            return
         model.is_confirmed = False
-        self._shelf.effects.append(CreateSegments(load.of, load.manifest))
+        self._open(model, load, "adopt")
+
+    def _open(self, model: Model, load: Load, trigger: str) -> None:
+        """Have the files of a version opened that an earlier daemon left."""
+        model.advance(trigger)
+        model.coming = load
+        self._shelf.effects.append(CreateSegments(load.of, load.manifest, load.shared))
+
+    def _open_next(self, model: Model, now_s: float) -> None:
+        """Open the next complete version that was left; after the last, ask the store."""
+        for load in model.left:
+            if load.is_aside:
+                model.left.remove(load)
+                self._open(model, load, "adopt")
+                return
+        self._leaving.thin(model)
+        self._shelf.is_room_made = True
+        if not model.is_confirmed:
+            model.look_at_s = now_s
+
+    def drop_left(self, model: Model) -> bool:
+        """Have what an earlier daemon left go, if it has not gone on; return whether any does."""
+        left = tuple(model.left)
+        for load in left:
+            self._leaving.drop(load, "left")
+        return bool(left)
 
     def go_back(self, model: Model, version: str) -> None:
         """Make a version current that is in memory; it stays so until the operator refreshes.
 
         Raises:
             VersionUnknown: it is not in memory, or on its way out.
+            DaemonUnavailable: the daemon has just started, and does not know yet.
         """
         load = model.having(version)
         if load is not None and load is model.current:
             return
+        if model.is_taking_over:
+            message = f"what an earlier daemon left of {model.ref.name} is not all opened yet"
+            raise DaemonUnavailable(message, hint="try again in a moment")
         if load is None or not load.is_complete or load.frees:
             raise unknown_version(model, version)
         newest = model.coming or model.current
@@ -82,7 +116,7 @@ class Loading:
         model.coming = load
         model.pending = None
         load.leaving = ""
-        self._shelf.effects.append(Publish(load.of))
+        self._shelf.effects.append(Publish(load.of, passed_over=model.passed_over))
 
     def admit_all(self, now_s: float) -> None:
         """Let all who wait for room try again, in the order of the configuration."""
@@ -113,12 +147,22 @@ class Loading:
             if not twin.frees:  # else what becomes of it is awaited
                 self._return(model, twin)
             return
+        half = next((each for each in model.left if each.of.version == manifest.version), None)
+        if half is not None:
+            model.left.remove(half)
+            model.pending = None
+            model.error = None
+            self._open(model, half, "reserved")
+            return
+        self.drop_left(model)
         shared = admission.shared_files(model, manifest)
         needed_bytes = admission.needed_bytes(manifest, shared)
         headroom_bytes = self._limits.headroom_bytes
         verdict = admission.decide(
             model, needed_bytes, self._shelf, headroom_bytes=headroom_bytes, now_s=now_s
         )
+        if verdict and self._may_find_room(model):
+            return  # asked again when it has
         if isinstance(verdict, OverBudget):
             self._refuse(model, needed_bytes, verdict, now_s)
             return
@@ -130,6 +174,13 @@ class Loading:
         if needed_bytes <= admission.usable_bytes(model.capacity_bytes, ledger, headroom_bytes):
             self._begin(model, manifest, shared, now_s)
         # else asked again with every load that was freed, or was not
+
+    def _may_find_room(self, model: Model) -> bool:
+        """Return whether what an earlier daemon left of other models may yet make room."""
+        others = self._shelf.models.values()
+        if any(other.is_taking_over for other in others):
+            return True
+        return model.is_asked and any(self.drop_left(other) for other in others)
 
     def _refuse(self, model: Model, needed_bytes: int, refusal: OverBudget, now_s: float) -> None:
         """Fail; or, where an older version serves on, wait until there is room for both."""
@@ -184,24 +235,31 @@ class Loading:
         model = self._shelf.models[event.of.name]
         model.advance("published")
         model.coming = None
+        if not load.is_complete:
+            load.path = event.path
+            load.load_s = now_s - load.began_s
+        self._shelf.changed[model.ref.name] = None
+        if load.is_aside:
+            load.is_aside = False
+            load.leaving = "superseded"
+            model.kept.insert(0, load)
+            self._open_next(model, now_s)
+            return
         before, model.current = model.current, load
         model.is_asked = False
         model.was_resident = True
         model.prefetch_failures = 0
         model.learnt = (load.of.version, tuple(load.planner.touched))
-        if not load.is_complete:
-            load.path = event.path
-            load.load_s = now_s - load.began_s
-        self._shelf.changed[model.ref.name] = None
+        model.is_confirmed = model.listed_s is not None
         if before is not None:
             self._leaving.supersede(model, before)
         switched = Switched(load.of, before.of.version if before is not None else "")
         self._shelf.effects.append(switched)
         interval_s = self._limits.refresh_interval_s
         model.look_at_s = now_s + interval_s if interval_s else None
-        if load.is_adopted and not model.is_confirmed:
-            model.look_at_s = now_s
         self.latch_ready()
+        if load.is_adopted:
+            self._open_next(model, now_s)
 
     def latch_ready(self) -> None:
         """See whether all that is prefetched at start has been complete once."""
@@ -213,9 +271,18 @@ class Loading:
     def load_failed(self, load: Load, error: CachedError, now_s: float) -> None:
         """Give a load up: everyone who waits for it hears why."""
         model = self._shelf.models[load.of.name]
-        load.error = _told(error, load.of)
+        load.error = told = _told(error, load.of)
+        reason = "stale" if isinstance(error, ObjectChanged) else "failed"
+        if load.is_aside:
+            model.advance("evict")
+            self._leaving.drop(load, reason)
+            self._shelf.effects.append(Refused(load.of.name, error.code, told.message, told.hint))
+            self._open_next(model, now_s)
+            return
         model.advance("fail")
-        self._leaving.drop(load, "stale" if isinstance(error, ObjectChanged) else "failed")
+        self._leaving.drop(load, reason)
+        if load.is_adopted:
+            self.drop_left(model)
         self._note_failure(model, error, now_s)
 
     def model_failed(self, model: Model, error: CachedError, now_s: float) -> None:
@@ -255,11 +322,13 @@ class Loading:
                 self._leaving.evict(coming, reason)
             else:
                 self._leaving.drop(coming, reason)
+        for load in tuple(model.left):
+            self._leaving.drop(load, reason)
 
 
 def unknown_version(model: Model, version: str) -> VersionUnknown:
     """Return the refusal of a version that cannot be had, with those that can."""
-    offered = dict.fromkeys(load.of.version for load in model.loads() if not load.frees)
+    offered = dict.fromkeys(load.of.version for load in model.offers() if not load.frees)
     there = ", ".join(offered) or "none"
     message = f"{model.ref.name} has no version {version[:64]!r} in memory: there are {there}"
     return VersionUnknown(message, hint=f"cached status {model.ref.name} lists them")

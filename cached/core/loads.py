@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cached.core.parts import Planner
 
 PAGE_BYTES = 4096
-FIRST_DELAY_S = 0.1
-LONGEST_DELAY_S = 20.0  # AWS SDKs' cap for back-off
 VOID = -1  # in header_asked: a header is being read, from bytes that were found wrong meanwhile
 
 
@@ -66,6 +64,7 @@ class Load:
         leaving: why it is to go; empty if it is not.
         is_mapped: a process that holds no lease was found to have it open or mapped.
         is_adopted: an earlier daemon left it.
+        is_aside: it is complete, and to be kept beside what is current; it is not opened yet.
         wide_parts: GETs shall be few: each costs a call of KMS.
         path: the directory, once published.
         resume_at_s: no GET before this time (back-off).
@@ -83,6 +82,7 @@ class Load:
         "in_flight",
         "integrity",
         "is_adopted",
+        "is_aside",
         "is_list_asked",
         "is_mappable",
         "is_mapped",
@@ -129,6 +129,7 @@ class Load:
         self.is_mappable = False
         self.is_mapped = False
         self.is_adopted = is_adopted
+        self.is_aside = False
         self.wide_parts = False
         self.error: CachedError | None = None
         self.path: str | None = None
@@ -251,6 +252,9 @@ class Model:
         coming: the load that is being filled or published.
         current: the complete one that is given to those who open the model.
         kept: complete ones that are superseded or shall go, the newest last.
+        left: what an earlier daemon left beside the one that goes on: complete ones, the newest
+            first, each opened in its turn; at most one that was being filled, until the store has
+            said whether it is what there is.
         pending: resolved, waiting for room.
         capacity_bytes: what the machine could give to all models together, when it was resolved.
         listing: number of the last ``Resolve``; the answers of earlier ones count no more.
@@ -276,6 +280,7 @@ class Model:
         "kept",
         "last_used_s",
         "learnt",
+        "left",
         "listed_s",
         "listing",
         "look_at_s",
@@ -295,6 +300,7 @@ class Model:
         self.coming: Load | None = None
         self.current: Load | None = None
         self.kept: list[Load] = []
+        self.left: list[Load] = []
         self.pending: Manifest | None = None
         self.capacity_bytes = 0
         self.listing = 0
@@ -324,17 +330,28 @@ class Model:
         """Return what is given to those who open the model: complete, or being filled."""
         return self.current or self.coming
 
+    @property
+    def is_taking_over(self) -> bool:
+        """Whether complete versions that an earlier daemon left are not all opened yet."""
+        under_way = [*self.left] if self.coming is None else [self.coming, *self.left]
+        return any(load.is_aside for load in under_way)
+
     def loads(self) -> Iterator[Load]:
-        """Yield all that is in memory by path, or will be: the one to offer first."""
+        """Yield all that has memory, or will have: the one to offer first."""
         if self.current is not None:
             yield self.current
         if self.coming is not None:
             yield self.coming
         yield from reversed(self.kept)
+        yield from self.left
+
+    def offers(self) -> Iterator[Load]:
+        """Yield what is in memory, or on its way there."""
+        return (load for load in self.loads() if load.is_aside or load not in self.left)
 
     def having(self, version: str) -> Load | None:
         """Return the load of a version, if it is in memory or on its way there."""
-        return next((load for load in self.loads() if load.of.version == version), None)
+        return next((load for load in self.offers() if load.of.version == version), None)
 
     def advance(self, trigger: str) -> None:
         """Change the state by the table, and in no other way."""
@@ -343,15 +360,6 @@ class Model:
 
 def _range_of(tensor: Tensor) -> Range:
     return Range(tensor.start, tensor.stop)
-
-
-def delay_s(failures: int, jitter_ratio: float, asked_s: float | None) -> float:
-    """Return the back-off after so many failures in a row: doubling, half of it random.
-
-    ``asked_s`` is the store's Retry-After: never less than that.
-    """
-    longest: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 10))
-    return max(asked_s or 0.0, float(longest) * (0.5 + jitter_ratio / 2))
 
 
 def file_bytes(size_bytes: int) -> int:

@@ -90,7 +90,7 @@ def _versions(shelf: Shelf, model: Model) -> list[Load]:
 def _version(shelf: Shelf, model: Model, load: Load) -> dict[str, object]:
     if load is model.current:
         state = "current"
-    elif load is model.coming:
+    elif load is model.coming or load in model.left:
         state = "loading"
     else:
         state = "kept" if load in model.kept and not load.frees else "leaving"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cached.core import effects
+from cached.core import effects, events
+from cached.core.errors import LoadFailed
 from cached.core.objects import FileRef, Left, Manifest, ObjectFacts, VersionRef
 from tests.fakes.world import BLOCK, RIGHT, World, manifest, stored
 
@@ -20,7 +21,7 @@ CAN = frozenset({"sha256"})
 def left(listing: Manifest | None, load: int = 1, **more: object) -> Left:
     version = listing.version if listing else "broken"
     facts = {"is_published": True, "is_current": True, "is_trusted": True} | more
-    size_bytes = listing.size_bytes if listing else 3 * BLOCK
+    size_bytes = facts.pop("size_bytes", listing.size_bytes if listing else 3 * BLOCK)
     of = VersionRef(str(facts.pop("name", "m")), version, load)
     return Left(of=of, manifest=listing, path=f"/models/{of}", size_bytes=size_bytes, **facts)  # type: ignore[arg-type]
 
@@ -105,12 +106,198 @@ def test_what_nobody_knows_how_to_use_goes_and_counts_until_it_is_gone():
     assert not world.sizes
 
 
-def test_of_two_versions_the_current_one_goes_on():
+def test_the_current_version_is_offered_and_the_other_kept_or_freed():
     two = [left(ONE, load=1), left(TWO, load=2, is_current=False)]
     world = World({"m": ONE}, left=two)
     world.run()
+    keeping = World({"m": ONE}, left=two, kept_versions=1)
+    keeping.run()
 
     assert [of.version for of in world.there] == [ONE.version]
+    assert [of.version for of in keeping.there] == [ONE.version, TWO.version]
+    assert keeping.status("m")["version"] == ONE.version
+    assert states(keeping) == {ONE.version: "current", TWO.version: "kept"}
+    assert keeping.current["m"].version == ONE.version
+
+
+def states(world: World) -> dict[object, object]:
+    versions = world.status("m")["versions"]
+    assert isinstance(versions, list)
+    return {one["version"]: one["state"] for one in versions}
+
+
+def test_one_can_go_back_to_what_was_kept_without_a_get():
+    two = [left(ONE, load=1, is_current=False), left(TWO, load=2)]
+    world = World({"m": TWO}, left=two, kept_versions=1)
+    world.run()
+    world.ask(world.connect(), "refresh", model="m", version=ONE.version)
+    world.run()
+
+    assert world.status("m")["version"] == ONE.version
+    assert states(world) == {ONE.version: "current", TWO.version: "kept"}
+    assert gets(world) == 0
+
+
+def test_what_the_operator_went_back_from_does_not_come_again_by_itself():
+    found = [
+        left(ONE, load=1, passed_over=TWO.version),
+        left(TWO, load=2, is_current=False),
+    ]
+    world = World({"m": TWO}, left=found, prefetch=["m"])
+    world.run()
+    is_confirmed = world.status("m")["confirmed"]
+    _, request = world.opened("m", version=TWO.version)
+    world.run()
+    refused = world.answer(request)
+    went_back = world.status("m")["version"]
+    world.ask(world.connect(), "refresh", model="m")
+    world.run()
+
+    assert is_confirmed is True
+    assert refused is not None
+    assert refused.code == "version_unknown"
+    assert went_back == ONE.version
+    assert world.status("m")["version"] == TWO.version
+
+
+def test_only_the_record_of_the_current_version_counts():
+    found = [left(ONE, load=1), left(TWO, load=2, is_current=False, passed_over=ONE.version)]
+    world = World({"m": ONE}, left=found)
+    world.run()
+
+    assert [e.passed_over for e in world.log if isinstance(e, effects.Publish)] == ["", ""]
+
+
+def test_going_back_waits_until_all_that_was_left_is_opened():
+    two = [left(ONE, load=1, is_current=False), left(TWO, load=2)]
+    world = World({"m": TWO}, left=two, kept_versions=1)
+    request = world.ask(world.connect(), "refresh", model="m", version=ONE.version)
+    refused = world.answer(request)
+    world.run()
+
+    assert refused is not None
+    assert refused.code == "daemon_unavailable"
+    assert states(world) == {ONE.version: "kept", TWO.version: "current"}
+
+
+def test_a_worker_of_the_dead_daemon_gets_the_version_again_that_it_had():
+    two = [left(ONE, load=1, is_current=False), left(TWO, load=2)]
+    world = World({"m": TWO}, left=two)
+    _, request = world.opened("m", version=ONE.version)
+    early = world.answer(request)
+    world.run()
+    answer = world.answer(request)
+
+    assert early is None
+    assert answer is not None
+    assert answer.body["version"] == ONE.version
+    assert gets(world) == 0
+
+
+def test_versions_that_share_a_file_are_counted_once_and_by_the_one_that_stays():
+    inodes = {ONE.version: ((1, 1), (1, 2)), TWO.version: ((1, 3), (1, 2))}
+    two = [
+        left(ONE, 1, is_current=False, inodes=inodes[ONE.version], size_bytes=8 * BLOCK),
+        left(TWO, load=2, inodes=inodes[TWO.version]),
+    ]
+    world = World({"m": TWO}, left=two, kept_versions=1, budget_bytes=20 * BLOCK)
+    world.run()
+    both = world.engine._shelf.ledger.used_bytes
+    world.ask(world.connect(), "refresh", model="m", version=ONE.version)
+    world.run()
+
+    assert both == sum(world.sizes.values()) == 20 * BLOCK
+
+
+def test_a_kept_version_that_turns_out_changed_goes_and_the_current_one_stays():
+    two = [left(ONE, load=1, is_current=False), left(TWO, load=2)]
+    world = World({"m": TWO}, left=two, kept_versions=1)
+    while not (isinstance(world.jobs[0], effects.CreateSegments) and world.jobs[0].of == two[0].of):
+        world.run_one()
+    world.jobs.pop(0)
+    world.post(events.SegmentsFailed(two[0].of, LoadFailed("changed")))
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    assert world.status("m")["confirmed"] is True
+    assert states(world) == {TWO.version: "current"}
+    assert set(world.sizes) == {two[1].of}
+
+
+def test_what_is_evicted_while_it_is_taken_over_goes_whole():
+    two = [left(ONE, load=1, is_current=False), left(TWO, load=2)]
+    world = World({"m": TWO}, left=two, kept_versions=1)
+    request = world.ask(world.connect(), "evict", model="m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.body == {"freed_bytes": 24 * BLOCK}
+    assert not world.sizes
+
+
+def test_half_a_newer_version_goes_on_beside_the_current_one():
+    found = [
+        left(ONE, load=1, inodes=((1, 1), (1, 2))),
+        left(TWO, load=2, is_published=False, is_current=False, inodes=((1, 3), (1, 2))),
+    ]
+    world = World({"m": TWO}, left=found)
+    world.half = {(0, block) for block in range(6)} | {(1, block) for block in range(4)}
+    world.run()
+
+    assert world.status("m")["version"] == TWO.version
+    assert sorted((file.index, block) for file, block in world.fetched) == [(0, 6), (0, 7)]
+    assert world.status("m")["confirmed"] is True
+
+
+def test_half_a_version_that_the_store_has_no_more_goes():
+    found = [left(ONE, load=1), left(TWO, load=2, is_published=False, is_current=False)]
+    world = World({"m": ONE}, left=found)
+    world.run()
+
+    assert set(world.sizes) == {found[0].of}
+    assert gets(world) == 0
+
+
+def test_half_a_version_stays_while_the_store_does_not_answer_and_is_not_waited_for():
+    found = [left(ONE, load=1), left(TWO, load=2, is_published=False, is_current=False)]
+    world = World({"m": ONE}, left=found)
+    del world.listings["m"]
+    world.run()
+    _, request = world.opened("m", version=TWO.version)
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "version_unknown"
+    assert set(world.sizes) == {each.of for each in found}
+
+
+def test_half_a_version_makes_room_for_who_is_asked_for():
+    found = [left(ONE, load=1), left(TWO, load=2, is_published=False, is_current=False)]
+    other = manifest(stored("o.safetensors", 8), uri="s3://bucket/o/")
+    world = World({"m": ONE, "o": other}, left=found, budget_bytes=26 * BLOCK)
+    del world.listings["m"]
+    world.run()
+    _, request = world.opened("o")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code is None
+    assert found[1].of not in world.sizes
+    assert world.status("m")["state"] == "resident"
+
+
+def test_a_prefetch_waits_for_what_is_taken_over_to_be_of_no_use():
+    two = [left(ONE, load=1, is_current=False), left(TWO, load=2)]
+    other = manifest(stored("o.safetensors", 8), uri="s3://bucket/o/")
+    world = World({"m": TWO, "o": other}, left=two, prefetch=["m", "o"], budget_bytes=24 * BLOCK)
+    world.end(world.job(effects.Resolve))  # of the other: before anything is opened
+    world.run()
+
+    assert world.status("o")["state"] == "resident"
+    assert not [effect for effect in world.log if isinstance(effect, effects.Refused)]
 
 
 def test_a_version_that_is_mapped_by_a_worker_of_the_dead_daemon_counts_on():

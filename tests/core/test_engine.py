@@ -11,18 +11,20 @@ from cached.core import effects
 from cached.core.engine import LAST_REQUESTS_S
 from cached.core.errors import BadReply, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from cached.core.events import DrainRequested
-from cached.core.objects import Manifest, ObjectFacts, Part
+from cached.core.objects import Left, Manifest, ObjectFacts, Part, VersionRef
 from tests.fakes.world import BLOCK, OWNER, RIGHT, World, manifest, right_crc, stored
 
+SMALL, WIDE, BIG = (f"s3://bucket/{name}/" for name in ("small", "wide", "big"))
+FOUR = [stored(f"{n}.safetensors", 2 + n) for n in range(4)]
 LISTINGS = {
-    "small": manifest(stored("a.safetensors", 3), stored("config.json", 1)),
-    "wide": manifest(*(stored(f"{n}.safetensors", 2 + n) for n in range(4)), stored("empty", 0)),
-    "big": manifest(stored("model.safetensors", 70)),
+    "small": manifest(stored("a.safetensors", 3), stored("config.json", 1), uri=SMALL),
+    "wide": manifest(*FOUR, stored("empty", 0), uri=WIDE),
+    "big": manifest(stored("model.safetensors", 70), uri=BIG),
 }
 NEWER = {
-    "small": manifest(stored("a.safetensors", 4, etag='"2"'), stored("config.json", 1)),
-    "wide": manifest(*(stored(f"{n}.safetensors", 2 + n) for n in range(4)), stored("more", 1)),
-    "big": manifest(stored("model.safetensors", 60, etag='"2"')),
+    "small": manifest(stored("a.safetensors", 4, '"2"'), stored("config.json", 1), uri=SMALL),
+    "wide": manifest(*FOUR, stored("more", 1), uri=WIDE),
+    "big": manifest(stored("model.safetensors", 60, '"2"'), uri=BIG),
 }
 ERRORS: list[StoreError] = [
     StoreUnavailable("503", retry_after_s=2.0),
@@ -32,6 +34,60 @@ ERRORS: list[StoreError] = [
 ]
 
 OPS = ["status", "check", "prefetch", "evict", "arrivals", "refresh", "purge"]
+
+
+@st.composite
+def versions_left(draw: st.DrawFn, blocks: int) -> list[Left]:
+    """What an earlier daemon left: of each model up to two versions, with equal files shared."""
+    found: list[Left] = []
+    for name in draw(st.lists(st.sampled_from(list(LISTINGS)), unique=True)):
+        listings = draw(st.lists(st.sampled_from([LISTINGS, NEWER]), unique_by=id, min_size=1))
+        for listing in (each[name] for each in listings):
+            is_published = draw(st.booleans())
+            is_current = is_published and not any(
+                each.is_current and each.of.name == name for each in found
+            )
+            left = Left(
+                of=VersionRef(name, listing.version, len(found) + 1),
+                manifest=listing,
+                path=f"/models/{name}/{listing.version}",
+                is_published=is_published,
+                is_current=is_current,
+                size_bytes=0,
+                is_trusted=not is_published or draw(st.booleans()),
+                passed_over=draw(st.sampled_from(["", NEWER[name].version])),
+                inodes=tuple((len(found), at) for at in range(len(listing.objects))),
+            )
+            found.append(_sharing(left, found))
+    return _fitting(found, blocks * BLOCK)
+
+
+def _sharing(left: Left, found: list[Left]) -> Left:
+    """Return it with the files of a complete version that has equal ones."""
+    inodes = list(left.inodes)
+    for other in found:
+        if other.is_published and other.of.name == left.of.name:
+            assert left.manifest is not None
+            assert other.manifest is not None
+            for index, stored in enumerate(left.manifest.objects):
+                if stored in other.manifest.objects:
+                    inodes[index] = other.inodes[other.manifest.objects.index(stored)]
+    return left._replace(inodes=tuple(inodes))
+
+
+def _fitting(found: list[Left], budget_bytes: int) -> list[Left]:
+    """Return as many as the budget takes, each file counted in the version that is offered."""
+    counted: set[tuple[int, int]] = set()
+    fitting: dict[VersionRef, Left] = {}
+    for left in sorted(found, key=lambda each: not each.is_current):
+        assert left.manifest is not None
+        pairs = zip(left.inodes, left.manifest.objects, strict=True)
+        own_bytes = sum(stored.size_bytes for inode, stored in pairs if inode not in counted)
+        if own_bytes <= budget_bytes:
+            budget_bytes -= own_bytes
+            counted |= set(left.inodes)
+            fitting[left.of] = left._replace(size_bytes=own_bytes)
+    return [fitting[left.of] for left in found if left.of in fitting]
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -57,7 +113,9 @@ class EngineMachine(RuleBasedStateMachine):
             verify=verify,
             can_check=frozenset({"crc32", "sha256"}),
             kept_versions=data.draw(st.integers(0, 1)),
+            left=data.draw(versions_left(blocks)),
         )
+        self.world.half = data.draw(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 5))))
         for listing in (*LISTINGS.values(), *NEWER.values()):
             for file in listing.objects[::2]:
                 kept = data.draw(st.sampled_from([RIGHT, right_crc(file.size_bytes)]))

@@ -1,27 +1,16 @@
-"""What is remembered of models and loads; back-off."""
+"""What is remembered of models and loads."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cached.core.errors import TensorUnknown
 from cached.core.header import Header, Tensor
-from cached.core.loads import Load, delay_s, footprint_bytes
+from cached.core.loads import Load, footprint_bytes
 from cached.core.objects import Range, StoredObject
 from tests.fakes.world import BLOCK, header_of, load_of, manifest, stored
 
 LISTING = manifest(stored("a.safetensors", 4), stored("b.txt", 1))
-
-
-@given(st.integers(1, 50), st.floats(0, 1, exclude_max=True), st.floats(0, 1000) | st.none())
-def test_a_delay_grows_to_its_cap_and_is_never_below_what_the_store_asked(failures, jitter, asked):
-    wait_s = delay_s(failures, jitter, asked)
-
-    assert 0.05 <= wait_s <= max(20.0, asked or 0.0)
-    assert wait_s >= (asked or 0.0)
-    assert delay_s(failures + 1, jitter, asked) >= wait_s
 
 
 def test_memory_is_counted_in_whole_pages():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import pytest
 
 import cached
-from cached.core import loads
+from cached.core import backoff
 from cached.core.digests import MANIFEST_NAME
 from cached.core.effects import Hedged
 from cached.core.errors import NotPermitted
@@ -42,7 +42,7 @@ UNLISTED = sorted({mode for mode in fault_plans.MODES if mode.verify != "digest"
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight GETs that fail in a row take a second instead of 13."""
-    monkeypatch.setattr(loads, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_DELAY_S", 0.01)
 
 
 class Try:

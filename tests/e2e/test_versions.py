@@ -6,6 +6,7 @@ And the memory stays within the budget the whole time, by the kernel's own figur
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import random
@@ -24,6 +25,7 @@ from tests.e2e.editions import OWN, SAME, Edition, edition, put, uri_of, write_s
 from tests.e2e.kernel import Watch, pages
 from tests.e2e.reader import Orders, Report, Started, favourite
 from tests.e2e.served import MIB, environment
+from tests.fakes.store_faults import Stall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -324,3 +326,126 @@ def changed_bytes(old: Edition, new: Edition) -> int:
 def inode(model: cached.Model, path: str) -> tuple[int, int]:
     facts = os.stat(f"{model.path}/{path}")
     return facts.st_dev, facts.st_ino
+
+
+# --- and the next daemon
+
+
+def killed(daemon: Daemons, server: StoreServer, *flags: str) -> Callable[[], Served]:
+    """Return what starts a daemon of one model on the same root, after a kill of the one before."""
+    life: list[Served] = []
+
+    def next_one() -> Served:
+        at, root = (life[-1].socket, life[-1].root) if life else (None, None)
+        if life:
+            life[-1].kill()
+        more = aws(server)
+        models = {"a": uri_of("a")}
+        served = daemon(models, BUDGET, *flags, more=more, purge=False, at=at, root=root)
+        life.append(served)
+        return served
+
+    return next_one
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("kept", [1, 0])
+def test_a_daemon_that_went_back_and_is_killed_stays_there(
+    daemon: Daemons, store: Stores, kept: int
+):
+    old, new = edition("a", 0), edition("a", 1)
+    sums = {each.version: each.sums for each in (old, new)}
+    server = store(old.objects)
+    next_one = killed(daemon, server, f"--kept-versions={kept}")
+    served = next_one()
+    assert served.run("prefetch", "a").returncode == 0
+    with cached.open("a", timeout_s=30):  # so that it stays, also where none is kept
+        put(server, new)
+        assert refresh(served, "a") == new.version
+        assert refresh(served, "a", f"--version={old.version}") == old.version
+    served_bytes = server.served_bytes
+
+    second = next_one()
+    seconds_until(lambda: bool(second.model("a")["confirmed"]))
+    with cached.open("a", timeout_s=30) as model:
+        assert model.version == old.version
+        assert wrong_in(model, sums) == []
+    assert server.served_bytes == served_bytes, "nothing was fetched"
+    assert states(second) == {old.version: "current"} | ({new.version: "kept"} if kept else {})
+    in_memory_bytes = sum_of(old, new) if kept else old.size_bytes
+    memory = second.status()["memory"]
+    assert sum(pages(second).values()) == memory["committed_bytes"] == in_memory_bytes
+    assert refresh(second, "a") == new.version
+    fetched_bytes = 0 if kept else changed_bytes(old, new)
+    assert server.served_bytes - served_bytes == fetched_bytes
+
+    third = next_one()
+    seconds_until(lambda: bool(third.model("a")["confirmed"]))
+    assert third.model("a")["version"] == new.version
+    assert server.served_bytes - served_bytes == fetched_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_a_worker_has_its_old_version_again_after_a_kill(daemon: Daemons, store: Stores):
+    old, new = edition("a", 0), edition("a", 1)
+    sums = {each.version: each.sums for each in (old, new)}
+    server = store(old.objects)
+    next_one = killed(daemon, server)
+    served = next_one()
+    assert served.run("prefetch", "a").returncode == 0
+    with cached.open("a", timeout_s=30) as model:
+        put(server, new)
+        assert refresh(served, "a") == new.version
+        served_bytes = server.served_bytes
+
+        second = next_one()
+        assert model.is_stale
+        assert wrong_in(model, sums) == []
+        with cached.open("a", version=old.version, timeout_s=30) as again:
+            assert inode(model, OWN) == inode(again, OWN)
+        assert second.model("a")["version"] == new.version
+        assert states(second) == {new.version: "current", old.version: "kept"}
+    seconds_until(lambda: states(second) == {new.version: "current"})
+    assert server.served_bytes == served_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_half_a_new_version_goes_on_beside_the_current_one_after_a_kill(
+    daemon: Daemons, store: Stores
+):
+    old, new = edition("a", 0), edition("a", 1)
+    sums = {each.version: each.sums for each in (old, new)}
+    server = store(old.objects)
+    next_one = killed(daemon, server)
+    served = next_one()
+    assert served.run("prefetch", "a").returncode == 0
+    put(server, new)
+    gets = server.count("GET")
+    server.faults = dict.fromkeys(range(gets + 3, gets + 100), Stall(math.inf, -1))
+    assert served.run("refresh", "a", "--timeout=1s").returncode == 4
+    assert server.stalled.wait(30)
+
+    second = next_one()
+    assert second.model("a")["version"] == old.version
+    server.faults = {}
+    server.resumed.set()
+    seconds_until(lambda: second.model("a")["version"] == new.version)
+    with cached.open("a", timeout_s=30) as model:
+        assert wrong_in(model, sums) == []
+    there_bytes = second.metric("cached_adopted_bytes_total", model="a")
+    assert there_bytes > old.size_bytes + new.size_bytes - changed_bytes(old, new)
+    again_bytes = second.metric("cached_fetch_bytes_total", model="a")
+    assert again_bytes == old.size_bytes + new.size_bytes - there_bytes
+
+
+def states(served: Served) -> dict[str, str]:
+    """Return where each version in memory stands."""
+    return {each["version"]: each["state"] for each in served.model("a")["versions"]}
+
+
+def sum_of(old: Edition, new: Edition) -> int:
+    """Return what two versions take in memory together."""
+    return old.size_bytes + changed_bytes(old, new)

@@ -299,7 +299,12 @@ class World:
         if of in self.left and self.left[of].is_published:
             there = {(at, block) for at, file in enumerate(objects) for block in blocks_of(file)}
         elif of in self.left:
-            there = {(at, block) for at, block in self.half if at < len(objects)}
+            there = {
+                (at, block)
+                for at, file in enumerate(objects)
+                for block in blocks_of(file)
+                if (at, block) in self.half
+            }
         for index, donor in job.shared.items():
             assert donor.of in self.there, "shares with what is gone"
             assert objects[index] == self.manifest_of(donor.of).objects[donor.index]

@@ -161,6 +161,22 @@ class DirectorySegments(Segments):
             fd = os.open(f"{self.root}/about/{version.stem}.map", os.O_RDWR | _OLD)
             version.marks = Marks(fd, [stored.size_bytes for stored in manifest.objects])
 
+    def switch(self, of: VersionRef, passed_over: str = "") -> None:
+        """Make a version current, and tell the next daemon what was passed over for it.
+
+        That counts once this version is the current one: nobody else's record is looked at.
+        """
+        path = f"{self.root}/about/{self._version(of).stem}.over"
+        try:
+            remove(path)
+            if passed_over:
+                fd = os.open(path, os.O_WRONLY | _NEW, 0o600)
+                with open(fd, "wb", buffering=0):
+                    _write(fd, passed_over.encode())
+        except OSError as error:
+            raise translated(error, f"cannot make {of} current in {self.root}") from error
+        super().switch(of)
+
     def free(self, of: VersionRef, *, if_unused: bool = False) -> bool:
         """Unlink a version, also one that was left and not adopted; see ``Segments``."""
         relic = self._relics.get(of)
@@ -236,8 +252,8 @@ class DirectorySegments(Segments):
         if version.is_published:
             leave(home)
         if version.stem is not None:
-            remove(f"{about}.new")
-            remove(f"{about}.map")
+            for kind in ("new", "map", "over"):
+                remove(f"{about}.{kind}")
 
 
 def _version(relic: Relic) -> Version:

@@ -272,7 +272,7 @@ class Segments:
         close_marks(version)
         return version.place
 
-    def switch(self, of: VersionRef) -> None:
+    def switch(self, of: VersionRef, passed_over: str = "") -> None:
         """Make a published version the one that ``current`` points to.
 
         Raises:

@@ -3,6 +3,7 @@
 Layout, with a number N for each version that is only this root's::
 
     about/N.json, about/N.map       what the next daemon is told: description.py
+    about/N.over                    the version that the operator went back from, to this one
     filling/N/PATH                  being filled
     models/NAME/VERSION/PATH        published
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FILLING_MODE: Final = 0o600
 COMPLETE_MODE: Final = 0o444
 MAX_DIGITS: Final = 15  # of a number in a root
+MAX_VERSION: Final = 255  # characters of a version: it is the name of a directory
 
 
 class Relic(NamedTuple):
@@ -68,17 +70,19 @@ def survey(root: str, boot_id: str) -> list[Relic]:
         found = _files(place) if description else None
         there = _there(f"{root}/about/{stem}.map", description, found, is_complete=bool(home))
         left = Left(
-            of=_named(description, place, home, len(relics) + 1),
+            of=_named(description, place, home),
             manifest=description.manifest if description and there is not None else None,
             path=_printable(place),
             is_published=bool(home),
             is_current=bool(home) and current(home) == name,
             size_bytes=0,  # told below, once all are known
             is_trusted=bool(boot_id and description and description.boot_id == boot_id),
+            passed_over=_passed_over(f"{root}/about/{stem}.over"),
+            inodes=_inodes(description, found) if there is not None else (),
         )
         relics.append(Relic(left, place, stem if description else None, there or ()))
     _sweep(root, {relic.stem for relic in relics if relic.left.manifest})
-    return _sized(relics)
+    return _sized(_numbered(relics))
 
 
 def last_number(root: str) -> int:
@@ -126,11 +130,11 @@ def _stem(told: dict[str, Description], root: str, place: str) -> str | None:
     return stems[0] if len(stems) == 1 else None
 
 
-def _named(description: Description | None, place: str, home: str, number: int) -> VersionRef:
+def _named(description: Description | None, place: str, home: str) -> VersionRef:
     if description:
-        return description.of._replace(load=number)
+        return description.of
     version = _printable(os.path.basename(place))
-    return VersionRef(_printable(os.path.basename(home)) if home else "unknown", version, number)
+    return VersionRef(_printable(os.path.basename(home)) if home else "unknown", version)
 
 
 def _printable(path: str) -> str:
@@ -162,6 +166,23 @@ def _there(
         whole = [Range(0, stored.size_bytes)] if stored.size_bytes else []
         there.append(tuple(whole if mode == COMPLETE_MODE else runs))
     return tuple(there)
+
+
+def _inodes(
+    description: Description | None, found: dict[str, os.stat_result] | None
+) -> tuple[tuple[int, int], ...]:
+    if description is None or found is None:
+        return ()
+    facts = (found[stored.path] for stored in description.manifest.objects)
+    return tuple((one.st_dev, one.st_ino) for one in facts)
+
+
+def _passed_over(path: str) -> str:
+    """Return the version that a file names; empty if it names none."""
+    try:
+        return _content(path, MAX_VERSION).decode()
+    except (ValueError, OSError):
+        return ""
 
 
 def is_ours(found: os.stat_result, size_bytes: int) -> int | None:
@@ -219,6 +240,15 @@ def _sized(relics: list[Relic]) -> list[Relic]:
     ]
 
 
+def _numbered(relics: list[Relic]) -> list[Relic]:
+    """Return the relics in the order in which they were made, their loads numbered so."""
+    relics = sorted(relics, key=lambda relic: int(relic.stem or 0))
+    return [
+        relic._replace(left=relic.left._replace(of=relic.left.of._replace(load=number)))
+        for number, relic in enumerate(relics, 1)
+    ]
+
+
 def _rank(relic: Relic) -> tuple[bool, bool, bool, int]:
     left = relic.left
     return left.manifest is not None, left.is_current, left.is_published, left.of.load
@@ -263,7 +293,7 @@ def _content(path: str, most_bytes: int) -> bytes:
 
 def _sweep(root: str, stems: set[str | None]) -> None:
     """Remove what belongs to no version."""
-    kept = {f"{stem}.{kind}" for stem in stems for kind in ("json", "map")}
+    kept = {f"{stem}.{kind}" for stem in stems for kind in ("json", "map", "over")}
     for entry in _entries(f"{root}/about"):
         if entry.name not in kept:
             remove(entry.path)

@@ -171,6 +171,11 @@ def test_a_complete_version_is_adopted_as_it_is(root, opened, segments):
         True,
         0,
         True,
+        "",
+        tuple(
+            (found.st_dev, found.st_ino)
+            for found in (os.stat(f"{directory}/{path}") for path in DATA)
+        ),
     )
     used = sum(os.stat(f"{directory}/{path}").st_blocks * 512 for path in DATA)
     assert left.size_bytes == used > 0
@@ -426,7 +431,7 @@ def test_what_goes_on_and_what_goes_count_a_shared_file_once(
     two_that_share(segments, current)
     second = opened()
     assert sum(left.size_bytes for left in second.found()) == in_memory(root) == 14 * PAGE
-    shelf = Shelf((ModelRef("llm", "s3://b/m/"),), Ledger(budget_bytes=14 * PAGE))
+    shelf = Shelf((ModelRef("llm", "s3://b/m/"),), Ledger(budget_bytes=goes_on * PAGE))
     (load,) = adopt(shelf, Limits(), second.found(), 0.0)
     assert load.of.version == current.version
     (going,) = shelf.retired
@@ -438,6 +443,62 @@ def test_what_goes_on_and_what_goes_count_a_shared_file_once(
     second.create(load.of, load.manifest)
     assert second.free(load.of)
     assert in_memory(root) == 0
+
+
+@pytest.mark.parametrize("current", [OLDER, NEWER])
+def test_versions_that_go_on_together_count_a_shared_file_once(
+    root, opened, segments, current, monkeypatch
+):
+    monkeypatch.setattr(adoption, "_adds_up", lambda manifest: True)  # their ids are made up
+    two_that_share(segments, current)
+    second = opened()
+    shelf = Shelf((ModelRef("llm", "s3://b/m/"),), Ledger(budget_bytes=14 * PAGE))
+    first, beside = adopt(shelf, Limits(), second.found(), 0.0)
+    shelf.models["llm"].current = first
+    shelf.models["llm"].kept.append(beside)
+    assert first.of.version == current.version
+    assert (first.is_aside, beside.is_aside) == (False, True)
+    assert not shelf.retired
+    assert shelf.ledger.used_bytes == in_memory(root) == 14 * PAGE
+    for load in (first, beside):
+        second.create(load.of, load.manifest, load.shared)
+    for load in (first, beside):
+        assert second.free(load.of)
+        shelf.forget(load)
+        shelf.models["llm"].current = None
+        assert shelf.ledger.used_bytes == in_memory(root)
+
+
+def test_what_was_passed_over_is_told_for_the_current_version_alone(root, opened, segments):
+    two_that_share(segments, NEWER)
+    segments.switch(OLDER, "ffff")
+    second = opened()
+    told = {left.of.version: (left.is_current, left.passed_over) for left in second.found()}
+    assert told == {"eeee": (True, "ffff"), "ffff": (False, "")}
+
+    older = next(left for left in second.found() if left.is_current)
+    assert older.manifest is not None
+    second.create(older.of, older.manifest)
+    second.switch(older.of)
+    assert [left.passed_over for left in opened().found()] == ["", ""]
+    assert not list(Path(root, "about").glob("*.over"))
+
+
+def test_what_was_passed_over_goes_with_its_version(root, segments):
+    fill(segments)
+    segments.publish(OF)
+    segments.switch(OF, "ffff")
+    assert segments.free(OF)
+    assert paths(root) == set()
+
+
+def test_versions_are_numbered_in_the_order_in_which_they_were_made(opened, segments):
+    made = [VersionRef("llm", version) for version in ("c", "a", "b")]
+    for of in made:
+        fill(segments, of)
+        segments.publish(of)
+    numbers = {left.of.load: left.of.version for left in opened().found()}
+    assert numbers == {1: "c", 2: "a", 3: "b"}
 
 
 def test_what_goes_counts_no_more_for_a_shared_file_that_went_on_later(opened, segments):

@@ -46,9 +46,9 @@ def found(root: str) -> dict[str, Left]:
 
 
 def test_what_is_sound_is_told_with_all_that_is_there(root):
-    half, whole = survey(root, BOOT)
-    assert half.left.of == HALF._replace(load=1)
-    assert whole.left.of == OF._replace(load=2)
+    whole, half = survey(root, BOOT)
+    assert whole.left.of == OF._replace(load=1)
+    assert half.left.of == HALF._replace(load=2)
     assert (half.stem, whole.stem) == ("2", "1")
     assert half.there == ((), (), (Range(0, 10_000),), ())
     assert whole.there[1:3] == ((), (Range(0, 10_000),))
@@ -289,10 +289,10 @@ def test_a_file_that_several_have_counts_in_the_one_that_is_likelier_to_go_on(ro
         os.link(f"{root}/models/llm/{OF.version}/sub/dir/b c+é.bin", f"{root}/{place}/more")
     sizes = {relic.left.path: relic.left.size_bytes for relic in survey(root, BOOT)}
     assert sizes == {
-        f"{root}/filling/2": alone[0],
+        f"{root}/filling/2": alone[1],
         f"{root}/filling/9": 0,
         f"{root}/models/llm/0": 0,
-        f"{root}/models/llm/{OF.version}": alone[1],
+        f"{root}/models/llm/{OF.version}": alone[0],
     }
 
 
