@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from cached.core import effects, events
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from cached.core.effects import Effect, Reply
     from cached.core.engine import Engine
     from cached.core.events import Event
+    from cached.mailbox import Mailbox
     from cached.ports import Clock, Observer, Replies
     from cached.runner import Runner
 
@@ -31,22 +31,6 @@ FETCH_JOIN_S = 1.0
 CHECK_THREADS = 2  # one reads a file while another one's bytes come
 _OVER = b"\0"  # no signal has this number
 LONGEST_WAIT_S = 3600.0  # of the mailbox; a timer further away is asked for again
-
-
-class Mailbox:
-    """One queue, one consumer, in order. ``post`` never blocks, from any thread or signal."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Event] = SimpleQueue()
-        self.post: Callable[[Event], None] = self._queue.put
-        self.count: Callable[[], int] = self._queue.qsize
-
-    def take(self, timeout_s: float | None) -> Event | None:
-        """Return the next event; None when ``timeout_s`` (None: never) passed without one."""
-        try:
-            return self._queue.get(timeout=timeout_s)
-        except Empty:
-            return None
 
 
 class Inquiries:

@@ -168,6 +168,17 @@ class ObjectStore(Protocol):
         """
 
 
+class Lane(Protocol):
+    """A place in the mailbox for events of one origin; lanes take turns."""
+
+    @property
+    def count(self) -> int:
+        """How many events wait there; any thread."""
+
+    def post(self, event: Event) -> None:
+        """Put an event behind the others; never blocks. Any thread."""
+
+
 class SegmentStore(Protocol):
     """Shared memory for files.
 

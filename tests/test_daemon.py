@@ -21,7 +21,8 @@ from cached.core.header import write
 from cached.core.loads import Limits
 from cached.core.objects import ModelRef, PeerId
 from cached.core.reporting import About
-from cached.daemon import Daemon, Inquiries, Mailbox, drain_on_signals
+from cached.daemon import Daemon, Inquiries, drain_on_signals
+from cached.mailbox import Mailbox
 from cached.runner import Ports, Runner
 from tests.fakes.store import MemoryStore
 
@@ -203,18 +204,6 @@ def test_a_drain_cuts_gets_that_hang(running):
     running.thread.join(10)
 
     assert not running.thread.is_alive()
-
-
-def test_a_mailbox_gives_events_in_order_and_none_when_time_is_up():
-    mailbox = Mailbox()
-    mailbox.post(events.Ticked())
-    mailbox.post(events.DrainRequested())
-
-    assert [mailbox.take(0.001) for _ in range(3)] == [
-        events.Ticked(),
-        events.DrainRequested(),
-        None,
-    ]
 
 
 def test_observers_see_events_and_effects(running):

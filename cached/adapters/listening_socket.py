@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from cached.core.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 MAX_ADDRESS_BYTES = 107  # sun_path holds 108 with its NUL: unix(7)
-BACKLOG = 1024  # connections that wait to be accepted; the kernel's somaxconn may be less
+# Connections that wait to be accepted: few, for whoever comes next waits for all of them. Beyond,
+# connect() waits; who does not wait gets EAGAIN.
+BACKLOG = 32
 KEPT_FOR_US = 16  # one of so many connections is for root and the daemon's own user
-KEPT_FROM_ONE = 4  # one of so many is never for that other user who has all the rest
+KEPT_FROM_ONE = 4  # one of so many is never for that process, or other user, who has all the rest
 LOCK_TRIES = 200  # of 10 ms: how long another daemon may take to start beside this socket
 OTHER = "choose another with --socket or CACHED_SOCKET"
 
@@ -53,19 +55,23 @@ class ListeningSocket:
             return True
         return bool(self._mode & (0o020 if gid == os.getegid() else 0o002))
 
-    def has_place(self, uid: int, connected: Sequence[int], most: int) -> bool:
+    def has_place(self, uid: int, count: int, of_uid: int, of_process: int, most: int) -> bool:
         """Return whether one more connection may be open.
 
         Args:
             uid: whose.
-            connected: the uids of all that are open.
+            count: how many are open.
+            of_uid: how many of them are of this uid.
+            of_process: how many of them are of this process.
             most: the limit of all: for root and our own user. Others have so much less that
-                those two get in whatever they do, and one of them less than all of them.
+                those two get in whatever they do. One other user, and one process of anybody,
+                has less than all.
         """
+        most_of_one = most - most // KEPT_FROM_ONE
         if uid in {0, os.geteuid()}:
-            return len(connected) < most
+            return count < most and of_process < most_of_one
         others = most - most // KEPT_FOR_US
-        return len(connected) < others and connected.count(uid) < most - most // KEPT_FROM_ONE
+        return count < others and max(of_uid, of_process) < most_of_one
 
     def close(self) -> None:
         """Stop listening and unlink the path, unless something else has taken it since."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from cached.client.connection import Connection
@@ -33,14 +35,19 @@ def connect(address: str, deadline: Deadline, *, is_patient: bool = False) -> Co
         DaemonUnavailable: nobody listens there.
     """
     while True:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # Where many wait to be accepted the kernel lets them in, one after the other; who only
+            # tried would be overtaken by whoever tries more often.
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(deadline.left_s))
             connected.connect("\0" + address[1:] if address.startswith("@") else address)
+            connected.getpeername()
+            connected.setblocking(False)
             return Connection(connected, address)
         except OSError as error:
             connected.close()
-            # EAGAIN: somebody listens, and too many wait to be accepted
-            can_retry = isinstance(error, BlockingIOError) or (
+            # EAGAIN: the time is over; ENOTCONN: a signal came while the kernel waited
+            can_retry = error.errno in {errno.EAGAIN, errno.ENOTCONN} or (
                 is_patient and isinstance(error, _NOT_YET)
             )
             if not can_retry or deadline.has_passed:
@@ -49,6 +56,12 @@ def connect(address: str, deadline: Deadline, *, is_patient: bool = False) -> Co
             connected.close()
             raise
         deadline.sleep(_RETRY_S)
+
+
+def _timeval(left_s: float | None) -> bytes:
+    """Return a time-out for setsockopt; the kernel takes 0 for none."""
+    left_us = 0 if left_s is None else max(1, int(left_s * 1e6))
+    return struct.pack("@ll", *divmod(left_us, 1_000_000))
 
 
 def _unreachable(address: str, error: OSError) -> DaemonUnavailable:

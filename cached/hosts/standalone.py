@@ -29,8 +29,9 @@ from cached.core import effects, events
 from cached.core.engine import Engine
 from cached.core.loads import Limits
 from cached.core.reporting import About
-from cached.daemon import Daemon, Inquiries, Mailbox, drain_on_signals
+from cached.daemon import Daemon, Inquiries, drain_on_signals
 from cached.hosts.stores import stores
+from cached.mailbox import Mailbox
 from cached.runner import Ports, Runner
 
 if TYPE_CHECKING:
@@ -192,9 +193,7 @@ def _serve(
     open_files = raise_open_files()
     mailbox = Mailbox()
     stack.callback(drain_on_signals(mailbox.post))  # before anybody can see the socket, and stop us
-    workers = UnixSocket(
-        listen(config.socket, config.socket_mode), mailbox.post, waiting=mailbox.count
-    )
+    workers = UnixSocket(listen(config.socket, config.socket_mode), mailbox.lane)
     stack.callback(workers.stop)
     directory_mode = _directory_mode(config.socket_mode)
     segments = open_segments(config.segments, config.segment_root, dir_mode=directory_mode)
@@ -205,7 +204,7 @@ def _serve(
     by_scheme = stores(config, clock, writer, mailbox.post)
     for store in by_scheme.values():
         stack.callback(store.close)
-    inquiries = Inquiries(mailbox.post, workers)
+    inquiries = Inquiries(mailbox.lane().post, workers)
     ports = Ports(
         checksums=checksums,
         stores=by_scheme,

@@ -380,12 +380,27 @@ def test_the_mode_of_an_abstract_socket_is_applied_to_the_peer(abstract: str):
 def test_who_takes_every_place_leaves_some_to_others_to_root_and_to_the_daemons_user(path: Path):
     listening = listen(str(path))
     connected: list[int] = []
+
+    def has_place(uid: int) -> bool:
+        return listening.has_place(uid, len(connected), connected.count(uid), 0, 1024)
+
     for uid in (4711, 4712, os.geteuid()):
-        while listening.has_place(uid, connected, 1024):
+        while has_place(uid):
             connected.append(uid)
 
     assert [connected.count(uid) for uid in (4711, 4712, os.geteuid())] == [768, 192, 64]
-    assert listening.has_place(0, connected[:-1], 1024)
+    connected.pop()
+    assert has_place(0)
+    listening.close()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_one_process_leaves_places_to_others_of_its_user(path: Path, is_ours: bool):
+    uid = os.geteuid() if is_ours else 4711
+    listening = listen(str(path))
+    assert listening.has_place(uid, 767, 767, 767, 1024)
+    assert not listening.has_place(uid, 768, 768, 768, 1024)
+    assert listening.has_place(uid, 768, 768, 0, 1024) == is_ours
     listening.close()
 
 

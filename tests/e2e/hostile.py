@@ -12,9 +12,10 @@ import select
 import socket
 import struct
 import sys
+from collections import deque
 from typing import TYPE_CHECKING
 
-from cached.core.wire import encode
+from cached.core.wire import MAX_REPLY_BYTES, FrameBuffer, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,16 +24,19 @@ HELLO = encode({"id": 1, "op": "hello", "protocol": [1, 1], "client": "hostile"}
 STATUS = encode({"id": 2, "op": "status"})
 OPEN = encode({"id": 3, "op": "open", "model": "good"})
 HELD = 60
+CROWD = 100
+AHEAD = 16  # requests on a connection: as many as the daemon takes
 
 
 def is_over() -> bool:
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
-def connected(address: str) -> socket.socket:
+def connected(address: str, *, is_patient: bool = True) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(0.05)
+    sock.setblocking(is_patient)
     sock.connect(address)
+    sock.settimeout(0.05)
     return sock
 
 
@@ -91,7 +95,60 @@ def hold(address: str) -> int:
     return sum(bool(sock.recv(1 << 16)) for sock in held)
 
 
-KINDS: dict[str, Callable[[str], int]] = {"flood": flood, "babble": babble, "hold": hold}
+def crowd(address: str) -> int:
+    """Ask on many connections and read what comes, as fast as the daemon answers."""
+    socks = [connected(address) for _ in range(CROWD)]
+    poll = select.epoll()
+    by_fd = {sock.fileno(): sock for sock in socks}
+    buffers = {sock.fileno(): FrameBuffer(MAX_REPLY_BYTES) for sock in socks}
+    for sock in socks:
+        sock.sendall(HELLO + STATUS * (AHEAD - 1))
+        poll.register(sock, select.EPOLLIN)
+    poll.register(sys.stdin, select.EPOLLIN)
+    count = 0
+    while True:
+        for fd, _ in poll.poll():
+            if fd not in by_fd:
+                return count
+            frames = buffers[fd]
+            frames.feed(by_fd[fd].recv(1 << 18))
+            answers = sum(1 for _ in iter(frames.next_frame, None))
+            by_fd[fd].sendall(STATUS * answers)
+            count += answers
+
+
+def knock(address: str) -> int:
+    """Come, say hello, hear the answer, go."""
+    count = 0
+    while not is_over():
+        with contextlib.suppress(OSError), connected(address) as sock:
+            sock.sendall(HELLO)
+            count += bool(sock.recv(1 << 16))
+    return count
+
+
+def besiege(address: str) -> int:
+    """Come again and again on many connections at once, and wait for no answer."""
+    socks: deque[socket.socket] = deque()
+    count = 0
+    while not is_over():
+        with contextlib.suppress(OSError):
+            socks.append(connected(address, is_patient=False))
+            socks[-1].sendall(HELLO)
+            count += 1
+        if len(socks) > CROWD:
+            socks.popleft().close()
+    return count
+
+
+KINDS: dict[str, Callable[[str], int]] = {
+    "flood": flood,
+    "babble": babble,
+    "hold": hold,
+    "crowd": crowd,
+    "knock": knock,
+    "besiege": besiege,
+}
 
 if __name__ == "__main__":
     os.nice(19)  # what they do to the daemon counts, not the processor that they take from others

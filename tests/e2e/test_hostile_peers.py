@@ -1,4 +1,4 @@
-"""Peers that flood, babble or hold connections cost honest workers and the daemon little.
+"""Peers that flood, babble, besiege or hold connections cost honest workers and the daemon little.
 
 The bound is 10 ms for 99 of 100 opens of a resident model. One of three rounds must be within it:
 in the others somebody else may have the processor.
@@ -16,7 +16,7 @@ import pytest
 
 import cached
 from bench import process
-from tests.e2e.hostile import HELD, KINDS
+from tests.e2e.hostile import HELD
 from tests.e2e.served import MIB, environment
 from tests.e2e.test_memory import MAX_PRIVATE_BYTES, ROOT
 
@@ -30,6 +30,16 @@ OPENS = 600
 BOUND_S = 0.010
 ROUNDS = 3
 MAX_GROWTH_BYTES = 24 * MIB
+# Of what each does, the least: connections that it lost, pieces of garbage, who was told hello,
+# answers, and connections that it made.
+MANY = {
+    "flood": 1,
+    "babble": 100,
+    "hold": HELD,
+    "crowd": 1000,
+    "knock": 1000,
+    "besiege": 1000,
+}
 
 
 class Hostile:
@@ -78,19 +88,26 @@ def p99(seconds: list[float]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.fault
-def test_hostile_peers_hold_up_nobody_and_cost_little_memory(daemon: Daemons, tiny: Path):
+@pytest.mark.parametrize(
+    "kinds",
+    [("flood", "babble", "hold"), ("crowd",), ("besiege",), ("knock",)],
+    ids=["deaf and garbled", "crowd", "besiege", "knock"],
+)
+def test_hostile_peers_hold_up_nobody_and_cost_little_memory(
+    daemon: Daemons, tiny: Path, kinds: tuple[str, ...]
+):
     served = daemon({"good": f"file://{tiny}/"}, prefetch=True)
     served.wait_for_state("good", "resident")
     opened(served, tiny)  # whatever happens only once has happened
-    assert any(is_held_up_by_nobody(served, tiny) for _ in range(ROUNDS))
+    assert any(is_held_up_by_nobody(served, tiny, kinds) for _ in range(ROUNDS))
     assert served.wait_for_state("good", "resident")["leases"] == 0
 
 
-def is_held_up_by_nobody(served: Served, tiny: Path) -> bool:
+def is_held_up_by_nobody(served: Served, tiny: Path, kinds: tuple[str, ...]) -> bool:
     """Measure once; all but the times must be right in any case."""
     before = opened(served, tiny)
     before_bytes = process.private_bytes(served.pid)
-    hostile = [Hostile(kind, served) for kind in KINDS]
+    hostile = [Hostile(kind, served) for kind in kinds]
     for each in hostile:
         each.wait_for_start()
     beside = opened(served, tiny)
@@ -101,9 +118,8 @@ def is_held_up_by_nobody(served: Served, tiny: Path) -> bool:
         told = f"median {median(took_s) * 1e3:.2f} ms, p99 {p99(took_s) * 1e3:.2f} ms"
         print(f"{OPENS} opens {when}: {told}")
     print(f"private {before_bytes} B, then {during_bytes} B; {counts}")
-    assert counts["flood"] > 0, "it never lost its connection"
-    assert counts["babble"] > 100
-    assert counts["hold"] == HELD, "each has been told hello"
+    for kind, count in counts.items():
+        assert MANY[kind] <= count, f"{kind} did not do what it is for"
     assert during_bytes <= MAX_PRIVATE_BYTES
     assert during_bytes - before_bytes <= MAX_GROWTH_BYTES
     return p99(beside) <= BOUND_S

@@ -28,7 +28,8 @@ from cached.core.loads import Limits
 from cached.core.objects import ModelRef
 from cached.core.reporting import About
 from cached.core.wire import FrameBuffer, encode
-from cached.daemon import Daemon, Inquiries, Mailbox
+from cached.daemon import Daemon, Inquiries
+from cached.mailbox import Mailbox
 from cached.runner import Ports, Runner
 from tests.fakes.store import MemoryStore
 
@@ -149,8 +150,8 @@ class LocalDaemon:
         self.mailbox = Mailbox()
         clock = SystemClock()
         self._segments = DirectorySegments(str(directory / root))
-        self._workers = UnixSocket(listen(self.address), self.mailbox.post)
-        self._inquiries = Inquiries(self.mailbox.post, self._workers)
+        self._workers = UnixSocket(listen(self.address), self.mailbox.lane)
+        self._inquiries = Inquiries(self.mailbox.lane().post, self._workers)
         ports = Ports(
             checksums=Checksums(),
             stores={"s3": store},

@@ -25,6 +25,7 @@ from cached.core.wire import (
 )
 
 if TYPE_CHECKING:
+    from cached.adapters.unix_socket.processes import Process
     from cached.core.effects import Reply
     from cached.core.errors import CachedError
     from cached.core.objects import PeerId
@@ -39,17 +40,34 @@ IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 class Connection:
-    """One worker. ``lock`` guards all but ``frames``, which is the epoll thread's."""
+    """One worker. ``lock`` guards all but ``frames``, which is the epoll thread's.
+
+    Attributes:
+        is_held: requests that came were not taken yet.
+        is_parked: it waits for its turn among those of its process.
+        has_turn: it was woken for its turn; the lock of the process guards both.
+        is_known: ``Connected`` was posted, and the epoll set has it.
+    """
 
     __slots__ = (
-        *("frames", "is_held", "is_open", "lock", "outstanding", "partial_bytes"),
-        *("peer", "socket", "uid", "unread_descriptors", "unsent", "waiting_bytes", "watched"),
+        *(
+            "frames",
+            "has_turn",
+            "is_held",
+            "is_known",
+            "is_open",
+            "is_parked",
+            "lock",
+            "outstanding",
+        ),
+        *("partial_bytes", "peer", "process", "socket", "unread_descriptors", "unsent"),
+        *("waiting_bytes", "watched"),
     )
 
-    def __init__(self, accepted: socket.socket, peer: PeerId, uid: int) -> None:
+    def __init__(self, accepted: socket.socket, peer: PeerId, process: Process) -> None:
         self.socket = accepted
         self.peer = peer
-        self.uid = uid
+        self.process = process
         self.frames = FrameBuffer(MAX_REQUEST_BYTES)
         self.lock = threading.Lock()
         self.unsent = bytearray()
@@ -59,6 +77,9 @@ class Connection:
         self.unread_descriptors = 0
         self.watched = IN
         self.is_held = False
+        self.is_known = False
+        self.is_parked = False
+        self.has_turn = False
         self.is_open = True
 
     @property
@@ -105,7 +126,7 @@ class Connection:
         Frames that were held back lie in ``frames``, where no poll sees them: then it is woken
         as soon as it can be written to, which is at once unless replies are unread.
         """
-        wanted = 0 if self.is_full else IN
+        wanted = 0 if self.is_full or self.is_parked else IN
         if self.unsent or (self.is_held and wanted):
             wanted |= OUT
         if wanted != self.watched:

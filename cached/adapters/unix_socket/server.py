@@ -2,7 +2,7 @@
 
 The thread ``cached-epoll`` turns frames (docs/wire.md) into events; replies are sent from the
 mailbox thread. No peer can hold up another: reads are bounded per wake-up, requests per
-connection, and what a peer does not take is kept only up to a limit.
+connection and per process (peers.py), and what a peer does not take is kept only up to a limit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached.adapters.unix_socket.connection import (
@@ -22,6 +23,7 @@ from cached.adapters.unix_socket.connection import (
     request_of,
     too_many,
 )
+from cached.adapters.unix_socket.processes import Processes
 from cached.core.errors import BadRequest, DaemonUnavailable, FrameError, NotPermitted
 from cached.core.events import Connected, Disconnected
 from cached.core.objects import PeerId
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from cached.core.effects import Reply
     from cached.core.errors import CachedError
-    from cached.ports import Post
+    from cached.ports import Lane
 
     class Listening(Protocol):
         """See adapters/listening_socket.py."""
@@ -41,12 +43,13 @@ if TYPE_CHECKING:
         socket: socket.socket
 
         def admits(self, uid: int, gid: int) -> bool: ...  # noqa: D102
-        def has_place(self, uid: int, connected: Sequence[int], most: int) -> bool: ...  # noqa: D102
+        def has_place(  # noqa: D102
+            self, uid: int, count: int, of_uid: int, of_process: int, most: int
+        ) -> bool: ...
         def close(self) -> None: ...  # noqa: D102
 
 
 MAX_CONNECTIONS = 1024
-MAX_EVENTS_WAITING = 4096  # in the mailbox: beyond, connections wait in the kernel's backlog
 ACCEPTS_PER_WAKE_UP = 64
 READ_BYTES = 64 << 10  # per peer and wake-up, so that nobody waits long for his turn
 MAX_PARTIAL_BYTES = 16 << 20  # of requests that are not whole yet, of all peers together
@@ -78,23 +81,20 @@ class UnixSocket:
 
     Args:
         listening: closed by ``stop``.
-        post: gets ``Connected``, then each ``Requested`` of a peer, then ``Disconnected``.
-        waiting: how many events are in the mailbox (default: 0); while it is full, nobody is
-            accepted.
+        lane: makes the place in the mailbox for what peers of one process say, which is
+            ``Connected``, then each ``Requested``, then ``Disconnected``. What it is given is
+            called whenever an event was taken out.
         max_connections: more are told so and closed.
     """
 
     def __init__(
         self,
         listening: Listening,
-        post: Post,
+        lane: Callable[[Callable[[], None]], Lane],
         *,
-        waiting: Callable[[], int] = int,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._listening = listening
-        self._post = post
-        self._waiting = waiting
         self._max_connections = max_connections
         # Written by the epoll thread only, read by the mailbox thread with one get().
         self._peers: dict[int, Connection] = {}
@@ -104,6 +104,8 @@ class UnixSocket:
         self._is_stopping = False
         self._refused = self._malformed = self._unread = 0
         self._epoll = select.epoll()
+        self._processes = Processes(lane, self._wake)
+        self._turns: deque[Connection] = deque()  # those that waited for their turn
         self._wake_fd = os.eventfd(0)
         self._epoll.register(self._wake_fd, IN)
         self._epoll.register(listening.socket, IN)
@@ -165,25 +167,39 @@ class UnixSocket:
         kept = (len(each.unsent) for each in list(self._peers.values()))
         return not unsent or sum(kept) <= MAX_REPLY_BYTES
 
+    def _wake(self, turn: Sequence[Connection]) -> None:
+        """Have connections looked at; any thread."""
+        self._turns.extend(turn)
+        # The thread that looks does not sleep while there are others: it finds these as well.
+        if len(self._turns) <= len(turn) and threading.get_ident() != self._thread.ident:
+            os.eventfd_write(self._wake_fd, 1)
+
     # --- all below: the epoll thread
 
     def _run(self) -> None:
         while not self._is_stopping:
-            ready = self._epoll.poll(PAUSE_S if self._is_paused else None)
+            longest_s = PAUSE_S if self._is_paused else None
+            ready = self._epoll.poll(0 if self._turns else longest_s)
             is_knocking = self._is_paused
             for fd, mask in ready:
                 connection = self._by_fd.get(fd)
                 if connection is not None:
                     self._serve(connection, mask)
-                elif fd != self._wake_fd:
+                elif fd == self._wake_fd:
+                    os.eventfd_read(fd)
+                else:
                     is_knocking = True
+            for _ in range(len(self._turns)):
+                connection = self._turns.popleft()
+                if connection.peer in self._peers:
+                    self._serve(connection, 0)
             if is_knocking:
                 # Last: a number that is given out again here is in no event of this round.
                 self._accept()
 
     def _accept(self) -> None:
-        has_room = self._waiting() < MAX_EVENTS_WAITING
-        for _ in range(ACCEPTS_PER_WAKE_UP if has_room else 0):
+        has_room = True
+        for _ in range(ACCEPTS_PER_WAKE_UP):
             try:
                 accepted, _address = self._listening.socket.accept()
             except BlockingIOError:
@@ -197,37 +213,57 @@ class UnixSocket:
             self._epoll.modify(self._listening.socket, IN if has_room else 0)
 
     def _welcome(self, accepted: socket.socket) -> None:
-        accepted.setblocking(False)
         raw = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, gid = struct.unpack("iII", raw)
-        connection = Connection(accepted, PeerId(self._last_peer + 1), uid)
-        connected = [each.uid for each in self._peers.values()]
+        process = self._processes.of(uid, pid)
+        connection = Connection(accepted, PeerId(self._last_peer + 1), process)
+        count = len(self._peers)
+        of_uid = self._processes.of_uid(uid)
         if not self._listening.admits(uid, gid):
             self._refuse(connection, NotPermitted(f"uid {uid} may not connect to this daemon"))
-        elif not self._listening.has_place(uid, connected, self._max_connections):
-            message = f"{len(connected)} connections are open, which is the most for uid {uid}"
+        elif not self._listening.has_place(
+            uid, count, of_uid, process.connections, self._max_connections
+        ):
+            message = f"{count} connections are open, {process.connections} of them of this process"
             self._refuse(connection, DaemonUnavailable(message, hint="close some; try again"))
         else:
             self._last_peer += 1
             self._peers[connection.peer] = self._by_fd[accepted.fileno()] = connection
-            self._post(Connected(connection.peer, uid, pid))
-            self._epoll.register(accepted, IN)
+            self._processes.joined(process)
+            if process.is_crowded or not process.has_room:
+                process.hold(connection)  # and costs next to nothing until it is its turn
+            else:
+                self._introduce(connection)
+            process.resume()
+
+    def _introduce(self, connection: Connection) -> None:
+        connection.is_known = True
+        connection.socket.setblocking(False)
+        self._epoll.register(connection.socket, connection.watched)
+        uid, pid = connection.process.key
+        connection.process.lane.post(Connected(connection.peer, uid, pid))
 
     def _refuse(self, connection: Connection, error: CachedError) -> None:
         self._refused += 1
+        connection.socket.setblocking(False)
         connection.tell(error)  # nobody else has it: no lock
         connection.close()
 
     def _serve(self, connection: Connection, mask: int) -> None:
         """Send what is left, take up to as many requests as may be outstanding."""
         is_alive = False
+        connection.process.took_turn(connection)
+        if not connection.is_known:
+            self._introduce(connection)
         try:
             with connection.lock:
                 connection.flush()
-                is_alive = connection.is_open and not (mask & _GONE and connection.is_full)
-            if is_alive:
+                is_waiting = connection.is_full or connection.is_parked
+                is_alive = connection.is_open and not (mask & _GONE and is_waiting)
+            if is_alive and not connection.is_parked:
                 self._take_frames(connection)
-                is_alive = connection.is_full or self._read(connection)
+                is_waiting = connection.is_full or connection.is_parked
+                is_alive = is_waiting or self._read(connection)
         except FrameError as error:
             self._malformed += 1
             with connection.lock:
@@ -240,7 +276,8 @@ class UnixSocket:
                 connection.watch(self._epoll)
         else:
             self._forget(connection)
-            self._post(Disconnected(connection.peer))
+            connection.process.lane.post(Disconnected(connection.peer))
+        connection.process.resume()
 
     def _read(self, connection: Connection) -> bool:
         """Read once; return whether more can come."""
@@ -259,7 +296,11 @@ class UnixSocket:
         return bool(data)
 
     def _take_frames(self, connection: Connection) -> None:
+        process = connection.process
         while not connection.is_full:
+            if not process.has_room:
+                process.hold(connection)
+                break
             frame = connection.frames.next_frame()
             if frame is None:
                 connection.is_held = False
@@ -268,11 +309,15 @@ class UnixSocket:
             connection.partial_bytes = 0  # the start of the next one is not worth counting
             with connection.lock:
                 connection.outstanding += 1
-            self._post(request)
+            process.lane.post(request)
+            if process.is_crowded:  # others wait as well: one each
+                process.hold(connection)
+                break
         connection.is_held = True
 
     def _forget(self, connection: Connection) -> None:
         with connection.lock:
             del self._by_fd[connection.socket.fileno()]
             del self._peers[connection.peer]
+            self._processes.left(connection)
             connection.close()  # which takes it out of the epoll set as well

@@ -16,10 +16,12 @@ from cached.adapters.unix_socket.connection import (
     reply_frame,
     request_of,
 )
+from cached.adapters.unix_socket.processes import Process
 from cached.core.effects import Reply
 from cached.core.errors import FrameError, LoadFailed
 from cached.core.objects import PeerId
 from cached.core.wire import MAX_OUTSTANDING, FrameBuffer
+from cached.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +33,8 @@ PEER = PeerId(1)
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     near, far = socket.socketpair()
     near.setblocking(False)
-    made = Connection(near, PEER, os.geteuid())
+    process = Process((os.geteuid(), os.getpid()), Mailbox().lane, lambda turn: None)
+    made = Connection(near, PEER, process)
     yield made, far
     made.close()
     far.close()

@@ -21,7 +21,6 @@ from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,13 +30,15 @@ from hypothesis import strategies as st
 from cached.adapters.listening_socket import listen
 from cached.adapters.unix_socket import UnixSocket, connection, server
 from cached.adapters.unix_socket.connection import MAX_UNREAD_DESCRIPTORS
+from cached.adapters.unix_socket.processes import MAX_AHEAD
 from cached.core.effects import Reply
 from cached.core.events import Connected, Disconnected, Requested
 from cached.core.objects import PeerId
 from cached.core.wire import MAX_OUTSTANDING, MAX_REQUEST_BYTES, FrameBuffer, encode
+from cached.mailbox import Mailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from cached.core.events import Event
 
@@ -49,8 +50,8 @@ class Worker:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)  # waits; with a time-out it would not: docs/wire.md
         self.socket.settimeout(WAIT_S)
-        self.socket.connect(path)
         self.frames = FrameBuffer(64 << 20)
         self.descriptors: list[int] = []
 
@@ -85,8 +86,8 @@ class Served:
 
     def __init__(self, directory: str, **options: object) -> None:
         self.path = f"{directory}/cached.sock"
-        self.mailbox: SimpleQueue[Event] = SimpleQueue()
-        self.server = UnixSocket(listen(self.path), self.mailbox.put, **options)  # type: ignore[arg-type]
+        self.mailbox = Mailbox()
+        self.server = UnixSocket(listen(self.path), self.mailbox.lane, **options)  # type: ignore[arg-type]
         self.server.start()
         self.workers: list[Worker] = []
 
@@ -103,7 +104,9 @@ class Served:
         return worker
 
     def event(self) -> Event:
-        return self.mailbox.get(timeout=WAIT_S)
+        event = self.mailbox.take(WAIT_S)
+        assert event is not None
+        return event
 
     def request(self) -> Requested:
         event = self.event()
@@ -119,7 +122,7 @@ class Served:
         worker.close()
         event = self.event()
         assert event == Disconnected(peer)
-        return self.mailbox.empty()
+        return self.mailbox.count() == 0
 
     def answer(self, request: Requested, *descriptors: int, **body: object) -> None:
         self.server.send(Reply(request.peer, request.request_id, request.op, body), descriptors)
@@ -539,6 +542,74 @@ def test_a_worker_that_floods_does_not_delay_another(served: Served):
     assert other.reply() == {"id": 2}
 
 
+def waiting_in(served: Served) -> int:
+    """How many connections of this process wait for their turn."""
+    return len(served.server._processes.of(os.geteuid(), os.getpid())._held)
+
+
+def test_the_connections_of_a_process_that_floods_are_answered_in_turn(served: Served):
+    workers = [served.worker()[0] for _ in range(41)]
+    first = workers.pop()
+    first.socket.sendall(encode({"id": 0, "op": "first"}) * MAX_AHEAD)
+    while served.mailbox.count() < MAX_AHEAD:
+        pass
+    for worker in workers:
+        worker.socket.sendall(b"".join(encode({"id": n, "op": "a"}) for n in range(5)))
+    while waiting_in(served) < len(workers):
+        pass
+    most = 0
+    turns = []
+    for _ in range(MAX_AHEAD + len(workers) * 5):
+        most = max(most, served.mailbox.count())
+        request = served.request()
+        turns.append(request.peer)
+        served.answer(request)
+    assert most <= MAX_AHEAD
+    for at in range(MAX_AHEAD, len(turns), len(workers)):
+        assert len(set(turns[at : at + len(workers)])) == len(workers)
+    for worker in workers:
+        assert [worker.reply() for _ in range(5)] == [{"id": n} for n in range(5)]
+    assert served.is_quiet()
+
+
+def test_newcomers_of_a_process_that_floods_come_in_turn(served: Served):
+    worker, _ = served.worker()
+    worker.socket.sendall(encode({"id": 1, "op": "a"}) * MAX_OUTSTANDING)
+    while served.mailbox.count() < MAX_AHEAD:
+        pass
+    newcomers = [served.knock() for _ in range(30)]
+    for newcomer in newcomers[1::2]:
+        newcomer.ask(2, "b")
+    for newcomer in newcomers[::2]:
+        newcomer.close()
+    for _ in range(MAX_OUTSTANDING):
+        assert served.request().op == "a"
+    events = [served.event() for _ in range(30 + 15 + 15)]
+    came, asked, left = (
+        [event.peer for event in events if isinstance(event, kind)]
+        for kind in (Connected, Requested, Disconnected)
+    )
+    assert sorted(asked + left) == came
+    assert len(asked) == len(left) == 15
+    assert served.is_quiet()
+
+
+def test_connections_that_wait_for_their_turn_do_not_wait_for_one_that_is_silent(served: Served):
+    worker, _ = served.worker()
+    worker.socket.sendall(encode({"id": 1, "op": "a"}) * MAX_OUTSTANDING)
+    while served.mailbox.count() < MAX_AHEAD:
+        pass
+    for _ in range(2 * MAX_AHEAD):
+        served.knock()  # and says nothing
+    other = served.knock()
+    other.ask(2, "b")
+    event = served.event()
+    while not (isinstance(event, Requested) and event.op == "b"):
+        event = served.event()
+    served.answer(event)
+    assert other.reply() == {"id": 2}
+
+
 def test_a_worker_that_leaves_while_it_may_not_send_more_is_noticed(served: Served):
     worker, peer = served.worker()
     worker.socket.sendall(encode({"id": 1, "op": "a"}) * (MAX_OUTSTANDING + 1))
@@ -677,7 +748,7 @@ def test_more_connections_than_allowed_are_told_so(directory: str):
     error = reply["error"]
     assert isinstance(error, dict)
     assert error["code"] == "daemon_unavailable"
-    assert error["message"] == (f"2 connections are open, which is the most for uid {os.geteuid()}")
+    assert error["message"] == "2 connections are open, 2 of them of this process"
     assert refused.reply() is None
     first.close()
     assert served.event() == Disconnected(peer)
@@ -697,7 +768,7 @@ class Strict:
         assert (uid, gid) == (os.geteuid(), os.getegid())
         return False
 
-    def has_place(self, uid: int, connected: Sequence[int], most: int) -> bool:
+    def has_place(self, uid: int, count: int, of_uid: int, of_process: int, most: int) -> bool:
         raise AssertionError("asked for somebody who may not connect")
 
     def close(self) -> None:
@@ -706,8 +777,8 @@ class Strict:
 
 def test_a_peer_that_is_not_admitted_is_told_so(directory: str):
     path = f"{directory}/cached.sock"
-    mailbox: SimpleQueue[Event] = SimpleQueue()
-    server = UnixSocket(Strict(path), mailbox.put)
+    mailbox = Mailbox()
+    server = UnixSocket(Strict(path), mailbox.lane)
     server.start()
     worker = Worker(path)
     reply = worker.reply()
@@ -716,16 +787,7 @@ def test_a_peer_that_is_not_admitted_is_told_so(directory: str):
     assert worker.reply() is None
     worker.close()
     server.stop()
-    with pytest.raises(Empty):
-        mailbox.get_nowait()
-
-
-def test_nobody_is_accepted_while_the_mailbox_is_full(directory: str):
-    looks = iter([10_000, 10_000, 0])
-    served = Served(directory, waiting=lambda: next(looks, 0))
-    served.worker()
-    assert next(looks, None) is None
-    served.stop()
+    assert mailbox.count() == 0
 
 
 class OutOfDescriptors(socket.socket):
@@ -743,11 +805,11 @@ class OutOfDescriptors(socket.socket):
 def test_a_process_without_a_free_descriptor_accepts_later(directory: str):
     listening = listen(f"{directory}/cached.sock")
     listening.socket = OutOfDescriptors(fileno=listening.socket.detach())
-    mailbox: SimpleQueue[Event] = SimpleQueue()
-    server = UnixSocket(listening, mailbox.put)
+    mailbox = Mailbox()
+    server = UnixSocket(listening, mailbox.lane)
     server.start()
     worker = Worker(f"{directory}/cached.sock")
-    assert isinstance(mailbox.get(timeout=WAIT_S), Connected)
+    assert isinstance(mailbox.take(WAIT_S), Connected)
     assert listening.socket.failures == 0
     worker.close()
     server.stop()
@@ -769,7 +831,7 @@ def test_stop_ends_the_thread_closes_all_and_removes_the_socket(directory: str):
     assert list(Path(directory).iterdir()) == []
     served.stop()
     assert open_descriptors() == before
-    assert served.mailbox.empty()
+    assert served.mailbox.count() == 0
 
 
 def test_what_was_sent_before_the_stop_can_still_be_read(served: Served):
@@ -792,7 +854,7 @@ def test_a_reply_after_the_stop_closes_its_descriptors(served: Served):
 
 def test_a_socket_that_was_never_started_can_be_stopped(directory: str):
     before = open_descriptors()
-    UnixSocket(listen(f"{directory}/cached.sock"), print).stop()
+    UnixSocket(listen(f"{directory}/cached.sock"), Mailbox().lane).stop()
     assert open_descriptors() == before
 
 

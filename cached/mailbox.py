@@ -1,0 +1,93 @@
+"""What has happened, and the order in which it is handled: the daemon's own first, peers in turn.
+
+What a process of workers asks waits in a lane of its own. Lanes take turns, so who asks a thousand
+things at once waits for his own answers, and holds nobody else up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cached.core.events import Event
+
+
+class Lane:
+    """Events of one origin, handled in the order in which they were posted (``ports.Lane``).
+
+    Args:
+        mailbox: that it belongs to.
+        taken: called in the consumer's thread when one was taken out to be handled.
+    """
+
+    __slots__ = ("_mailbox", "_taken", "events")
+
+    def __init__(self, mailbox: Mailbox, taken: Callable[[], None] | None) -> None:
+        self._mailbox = mailbox
+        self._taken = taken
+        self.events: deque[Event] = deque()
+
+    @property
+    def count(self) -> int:
+        """How many events wait; any thread."""
+        return len(self.events)
+
+    def post(self, event: Event) -> None:
+        """Put an event behind the others of this lane; any thread, but no signal handler."""
+        self._mailbox.put(self, event)
+
+    def taken(self) -> None:
+        """Tell that an event was taken; only the mailbox calls it."""
+        if self._taken is not None:
+            self._taken()
+
+
+class Mailbox:
+    """One consumer; any number of lanes beside the daemon's own events, which come first."""
+
+    def __init__(self) -> None:
+        self._tokens: SimpleQueue[None] = (
+            SimpleQueue()
+        )  # one for each event: only this is waited on
+        self._own: deque[Event] = deque()
+        self._lock = threading.Lock()  # of the lanes
+        self._lanes: deque[Lane] = deque()  # those with events, whose turn is next first
+        self.count: Callable[[], int] = self._tokens.qsize
+
+    def post(self, event: Event) -> None:
+        """Put an event behind the daemon's own; never blocks, from any thread or signal."""
+        self._own.append(event)
+        self._tokens.put(None)
+
+    def lane(self, taken: Callable[[], None] | None = None) -> Lane:
+        """Return a new lane; see ``Lane``."""
+        return Lane(self, taken)
+
+    def put(self, lane: Lane, event: Event) -> None:
+        """Put an event behind the others of a lane."""
+        with self._lock:
+            lane.events.append(event)
+            if len(lane.events) == 1:
+                self._lanes.append(lane)
+        self._tokens.put(None)
+
+    def take(self, timeout_s: float | None) -> Event | None:
+        """Return the next event; None when ``timeout_s`` (None: never) passed without one."""
+        try:
+            self._tokens.get(timeout=timeout_s)
+        except Empty:
+            return None
+        if self._own:
+            return self._own.popleft()
+        with self._lock:
+            lane = self._lanes.popleft()
+            event = lane.events.popleft()
+            if lane.events:
+                self._lanes.append(lane)
+        lane.taken()
+        return event
