@@ -215,7 +215,7 @@ def _serve(
     )
     metrics = _metrics(config, memory, workers, mailbox, writer)
     readiness = Readiness(ref.name for ref in config.models if ref.prefetch)
-    http = _http(config, inquiries, metrics, readiness, writer, stack)
+    http = _http(config, inquiries, metrics, readiness, writer, stack, open_files)
     budget_bytes = _budget_bytes(config, memory, left)
     daemon = Daemon(
         _engine(config, budget_bytes, checksums.can, left, began_s),
@@ -333,13 +333,14 @@ def _metrics(
     )
 
 
-def _http(
+def _http(  # noqa: PLR0913, PLR0917 - called in one place
     config: Config,
     inquiries: Inquiries,
     metrics: Metrics,
     readiness: Readiness,
     writer: Writer,
     stack: contextlib.ExitStack,
+    open_files: int,
 ) -> HttpStart:
     """Take the port now, so that one that is taken is an error at start; serve it later."""
     if config.http_port is None:
@@ -355,6 +356,10 @@ def _http(
         token_file=None if token is None else TokenFile(token),
         render=metrics.render,
         failed=lambda text: writer.write("error", "http failed", reason=text),
+        open_files=open_files,
+        crowded=lambda closed, most: writer.write(
+            "warning", "http connections closed for newer ones", closed=closed, most=most
+        ),
     )
     stack.callback(server.stop)
 

@@ -78,6 +78,9 @@ class HttpServer:
         token_file: who knows what is in it may POST; ``None``: nobody may.
         render: for /metrics; called in the HTTP thread.
         failed: told of errors inside the HTTP side, one line of text each.
+        open_files: the limit of this process; HTTP takes a small part of them.
+        crowded: told now and then how many connections were closed because more came, and how
+            many may be open; in the HTTP thread.
 
     Attributes:
         host: as given.
@@ -97,6 +100,8 @@ class HttpServer:
         token_file: TokenFile | None,
         render: Render,
         failed: Callable[[str], None],
+        open_files: int,
+        crowded: Callable[[int, int], None],
     ) -> None:
         _check_libraries()
         self._socket = _bind(host, port)
@@ -107,6 +112,8 @@ class HttpServer:
         self._token_file = token_file
         self._render = render
         self._failed = failed
+        self._open_files = open_files
+        self._crowded = crowded
         self._lock = threading.Lock()  # of the two below
         self._end: Callable[[], object] | None = None
         self._is_stopped = False
@@ -144,7 +151,12 @@ class HttpServer:
 
         from aiohttp import web
 
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        from cached.adapters.http.connections import Connections, most_connections
+
+        most = most_connections(self._open_files)
+        connections = Connections(most, lambda closed: self._crowded(closed, most))
+        middlewares = [connections.middleware()]
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
         app.add_routes(
             [
                 web.get("/", self._index),
@@ -164,20 +176,31 @@ class HttpServer:
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
             auto_decompress=False,
         )
+        await runner.setup()
+        assert runner.server is not None  # noqa: S101 - setup made it
+        try:
+            async with asyncio.TaskGroup() as group:
+                accepting = group.create_task(connections.accept(self._socket, runner.server))
+                await self._stopped()
+                accepting.cancel()
+        finally:
+            await runner.cleanup()
+
+    async def _stopped(self) -> None:
+        """Return once ``stop`` was called."""
+        import asyncio
+
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
-        await runner.setup()
+        with self._lock:
+            self._end = lambda: loop.call_soon_threadsafe(ended.set)
+            if self._is_stopped:
+                ended.set()
         try:
-            await web.SockSite(runner, self._socket).start()
-            with self._lock:
-                self._end = lambda: loop.call_soon_threadsafe(ended.set)
-                if self._is_stopped:
-                    ended.set()
             await ended.wait()
         finally:
             with self._lock:
                 self._end = None
-            await runner.cleanup()
 
     async def _index(self, request: web.Request) -> web.Response:
         from aiohttp import web

@@ -5,6 +5,7 @@ Every test talks to the real server over loopback.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STATUS: dict[str, object] = {"daemon": "0.1.0", "models": [{"name": "llm", "state": "resident"}]}
+OPEN_FILES = 256  # of which 16 may be HTTP connections
 
 
 class Daemon:
@@ -37,6 +39,7 @@ class Daemon:
     ) -> None:
         self.reason = ""
         self.failures: list[str] = []
+        self.crowds: list[tuple[int, int]] = []
         self.questions = 0
         self.asked: list[tuple[str, dict[str, object]]] = []
         self.reply: dict[str, object] = {"freed_bytes": 7}
@@ -50,6 +53,8 @@ class Daemon:
             token_file=token_file,
             render=self.render,
             failed=self.failures.append,
+            open_files=OPEN_FILES,
+            crowded=lambda closed, most: self.crowds.append((closed, most)),
         )
         if is_started:
             self.server.start()
@@ -235,6 +240,8 @@ def test_a_host_that_is_not_ours_is_refused(host: str):
             token_file=None,
             render=lambda status, accept: (b"", ""),
             failed=print,
+            open_files=OPEN_FILES,
+            crowded=print,
         )
 
 
@@ -308,11 +315,24 @@ def test_the_port_is_bound_before_anything_slow_is_imported():
 import sys
 from cached.adapters.http import HttpServer
 no = dict(why_not_ready=str, ask=print, token_file=None, render=print, failed=print)
-HttpServer("127.0.0.1", 0, **no).stop()
+HttpServer("127.0.0.1", 0, open_files=256, crowded=print, **no).stop()
 print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"asyncio", "logging", "aiohttp", "uvloop"} & set(done.stdout.split()) == set()
+
+
+def test_a_crowd_of_idle_connections_is_bounded_and_a_probe_is_answered(daemon: Daemon):
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", daemon.server.port)
+        crowd = [
+            stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(40)
+        ]
+        assert crowd[0].recv(1) == b""  # the one that was idle for longest
+        assert daemon.get("/healthz")[0] == 200
+        crowd[-1].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert crowd[-1].recv(100).startswith(b"HTTP/1.0 200 OK")
+    assert daemon.crowds == [(1, 16)]  # the others are told of later, in one line
 
 
 # --- changes
