@@ -87,22 +87,18 @@ class Checking:
             return None
         index = event.file.index
         path = load.manifest.objects[index].path
-        try:
-            wrong = load.integrity.checked(index, event.start, event.stop, event.value)
-        except ChecksumMismatch as error:
-            mismatched = Mismatched(
-                event.file, path, event.algorithm, event.start, event.stop, is_final=True
-            )
-            self._shelf.effects.append(mismatched)
-            message = f"cannot load {load.of.name}: {path}: {error.message} ({event.algorithm})"
-            self._failed(load, ChecksumMismatch(message, hint=error.hint), now_s)
-            return None
+        wrong = load.integrity.checked(index, event.start, event.stop, event.value)
         if wrong is not None:
-            load.doubt_header(index)
-            mismatched = Mismatched(
-                event.file, path, event.algorithm, wrong.start, wrong.stop, is_final=False
+            start, stop = wrong.span
+            self._shelf.effects.append(
+                Mismatched(event.file, path, event.algorithm, start, stop, wrong.is_final)
             )
-            self._shelf.effects.append(mismatched)
+            if wrong.is_final:
+                what = f"bytes {start} to {stop} were wrong twice ({event.algorithm})"
+                message = f"cannot load {load.of.name}: {path}: {what}"
+                self._failed(load, ChecksumMismatch(message), now_s)
+                return None
+            load.doubt_header(index)
         self.came(load, index)
         return load
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cached.core import checksums
 from cached.core.digests import MANIFEST_NAME
-from cached.core.errors import ChecksumMismatch, LoadFailed
+from cached.core.errors import LoadFailed
 from cached.core.objects import Range
 from cached.core.ranges import RangeSet
 
@@ -39,6 +39,18 @@ class Due(NamedTuple):
     start: int
     stop: int
     is_running: bool = False
+
+
+class Wrong(NamedTuple):
+    """Bytes that are not what they should be.
+
+    Attributes:
+        span: what the checksum or digest is of: all of a file, or a block.
+        is_final: it is the second time; else they are planned to be fetched once more.
+    """
+
+    span: Range
+    is_final: bool
 
 
 class _WholeCrc:
@@ -343,15 +355,8 @@ class Integrity:
         way = self._files[index].way
         return isinstance(way, _WholeCrc) and way.claim(start, stop)
 
-    def checked(self, index: int, start: int, stop: int, value: bytes) -> Range | None:
-        """Take note of a sum.
-
-        Returns:
-            None, or bytes that are wrong and are planned to be fetched once more.
-
-        Raises:
-            ChecksumMismatch: they are wrong for the second time.
-        """
+    def checked(self, index: int, start: int, stop: int, value: bytes) -> Wrong | None:
+        """Take note of a sum; return what is known to be wrong by it."""
         file = self._files[index]
         way = file.way
         verdict = way.take(start, stop, value) if way is not None else None
@@ -362,15 +367,14 @@ class Integrity:
             file.good.add(span.start, span.stop)
             return None
         if span.start in file.refetched:
-            message = f"bytes {span.start} to {span.stop} were wrong twice"
-            raise ChecksumMismatch(message)
+            return Wrong(span, is_final=True)
         file.refetched.add(span.start)
         if self._verify == CHECKSUM:
             file.is_early = True  # all of it comes from the store now, whoever left it
         way.forget(span)
         file.good.remove(span.start, span.stop)
         self._planner.forget(index, span.start, span.stop)
-        return span
+        return Wrong(span, is_final=False)
 
 
 def _way(text: str | None, size_bytes: int, can: frozenset[str]) -> _Way | None:
