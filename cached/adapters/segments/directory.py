@@ -22,14 +22,15 @@ from cached.adapters.segments.description import Marks, boot_id, encode, marks_o
 from cached.adapters.segments.homes import hide, leave, show
 from cached.adapters.segments.part_sink import OpenFile
 from cached.adapters.segments.root import (
-    is_directory,
+    SUBDIRECTORIES,
     make_directory,
     make_parents,
     parent_of,
     remove,
+    take_directory,
     translated,
 )
-from cached.adapters.segments.store import SUBDIRECTORIES, Segments
+from cached.adapters.segments.store import Segments
 from cached.adapters.segments.version import Version, what_is_there
 from cached.core.errors import LoadFailed
 
@@ -69,11 +70,7 @@ class DirectorySegments(Segments):
 
     def _take_over(self) -> None:
         for name in SUBDIRECTORIES:
-            place = f"{self.root}/{name}"
-            if not is_directory(place):
-                remove(place)
-                make_directory(place, 0o700)
-            os.chmod(place, self._dir_mode if name == "models" else 0o700)
+            take_directory(self.root, name, self._dir_mode if name == "models" else 0o700)
         relics = survey.survey(self.root, self._boot_id)
         self._left = [relic.left for relic in relics]
         self._relics = {relic.left.of: relic for relic in relics}

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 from cached.adapters.segments.homes import hide, leave, show
 from cached.adapters.segments.part_sink import OpenFile
-from cached.adapters.segments.root import make_directory, make_parents, remove
-from cached.adapters.segments.store import SUBDIRECTORIES, Segments
+from cached.adapters.segments.root import SUBDIRECTORIES, make_directory, make_parents, remove
+from cached.adapters.segments.store import Segments
 from cached.core.errors import InvalidConfig, LoadFailed
 
 if TYPE_CHECKING:

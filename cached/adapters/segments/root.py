@@ -20,6 +20,7 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 _NO_DESCRIPTOR: Final = {errno.EMFILE, errno.ENFILE}
 _LOCK_MODE: Final = 0o600  # whoever can open the file can lock it, for as long as he likes
 _WAY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+SUBDIRECTORIES: Final = ("about", "filling", "models")
 _OTHER_ROOT: Final = "name another directory with --segment-root"
 
 
@@ -30,13 +31,15 @@ def claim(root: str, dir_mode: int) -> int:
         The descriptor that holds the lock: closing it gives the root up.
 
     Raises:
-        InvalidConfig: another process has it, or it is not this user's directory.
+        InvalidConfig: another process has it, or it, or a directory of ours in it, is not this
+            user's.
     """
     try:
         if not os.path.lexists(root):
             os.makedirs(root, dir_mode)
             os.chmod(root, dir_mode)
         _check_owner(root)
+        _check_directories(root)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(f"{root}/lock", flags, _LOCK_MODE)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -78,6 +81,40 @@ def _check_owner(root: str) -> None:
     if not os.path.isdir(root):
         message = f"segment root {root} is not a directory"
         raise InvalidConfig(message, hint=_OTHER_ROOT)
+
+
+def _check_directories(root: str) -> None:
+    """Refuse a root in which another user has made a directory of ours: he could change it.
+
+    A root may be open to everybody, as a volume of Kubernetes is.
+    """
+    for name in SUBDIRECTORIES:
+        with contextlib.suppress(FileNotFoundError):
+            _check_ours(root, name, os.lstat(f"{root}/{name}"))
+
+
+def _check_ours(root: str, name: str, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode) and found.st_uid != os.geteuid():
+        message = f"{root}/{name} belongs to uid {found.st_uid}, not to uid {os.geteuid()}"
+        raise InvalidConfig(message, hint=f"remove it, or {_OTHER_ROOT}")
+
+
+def take_directory(root: str, name: str, mode: int) -> None:
+    """Make one of our directories in a root if it is not there; give it its mode.
+
+    Raises:
+        InvalidConfig: another user has put his in its place meanwhile.
+    """
+    path = f"{root}/{name}"
+    if not is_directory(path):
+        remove(path)
+        make_directory(path, mode)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _check_ours(root, name, os.fstat(fd))
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def unusable(root: str, error: OSError) -> InvalidConfig:

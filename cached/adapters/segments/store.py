@@ -16,7 +16,7 @@ from cached.adapters.segments.description import MARK_BYTES
 from cached.adapters.segments.homes import check_names, make_current
 from cached.adapters.segments.leases import Leases, is_held
 from cached.adapters.segments.part_sink import PartSink
-from cached.adapters.segments.root import claim, gone, remove, translated, unusable
+from cached.adapters.segments.root import SUBDIRECTORIES, claim, gone, remove, translated, unusable
 from cached.adapters.segments.version import Version, check_length, close_marks, what_is_there
 from cached.core import header
 from cached.core.errors import LoadFailed
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     Shared = Mapping[int, OpenFile]
     """Files of other versions, by the index that they have in the new one."""
 
-SUBDIRECTORIES: Final = ("about", "filling", "models")
 _NOTHING: Final[Mapping[int, FileRef]] = MappingProxyType({})
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cached.adapters.segments import root as root_module
 from cached.adapters.segments.root import (
     claim,
     is_directory,
@@ -17,12 +18,18 @@ from cached.adapters.segments.root import (
     make_parents,
     parent_of,
     remove,
+    take_directory,
     translated,
 )
 from cached.core.errors import InvalidConfig, LoadFailed, OutOfSpace
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="NO TEST WITH ANOTHER USER'S FILES: only root can make them"
+)
 
 
 def mode(path: str) -> int:
@@ -80,6 +87,46 @@ def test_a_root_that_another_user_made_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "lstat", lambda _: stranger)
     with pytest.raises(InvalidConfig, match="belongs to uid 4242"):
         claim(str(tmp_path), 0o750)
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["about", "filling", "models"])
+def test_a_directory_of_ours_that_another_user_made_is_refused(tmp_path: Path, name: str):
+    tmp_path.chmod(0o777)
+    (tmp_path / name).mkdir()
+    os.chown(tmp_path / name, 4711, 4711)
+    refusal = f"{tmp_path}/{name} belongs to uid 4711, not to uid 0; remove it, or name another"
+    with pytest.raises(InvalidConfig, match=refusal):
+        claim(str(tmp_path), 0o750)
+    assert os.listdir(tmp_path) == [name]
+    with pytest.raises(InvalidConfig, match=refusal):  # it came after the root was claimed
+        take_directory(str(tmp_path), name, 0o750)
+
+
+def test_a_link_that_came_in_the_place_of_a_directory_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "outside").mkdir(0o700)
+    (tmp_path / "models").symlink_to("outside")
+    monkeypatch.setattr(root_module, "is_directory", lambda _: True)  # it was one a moment ago
+    with pytest.raises(NotADirectoryError):
+        take_directory(str(tmp_path), "models", 0o755)
+    assert mode(str(tmp_path / "outside")) == 0o700
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a link", "a directory"])
+def test_a_directory_of_ours_is_made_with_its_mode(tmp_path: Path, there: str):
+    place, outside = tmp_path / "models", tmp_path / "outside"
+    outside.mkdir(0o700)
+    if there == "a file":
+        place.touch()
+    elif there == "a link":
+        place.symlink_to("outside")
+    elif there == "a directory":
+        place.mkdir(0o777)
+    take_directory(str(tmp_path), "models", 0o755)
+    assert is_directory(str(place))
+    assert (mode(str(place)), mode(str(outside))) == (0o755, 0o700)
 
 
 def test_only_the_daemons_user_can_open_the_lock_and_with_that_hold_it(tmp_path: Path):
