@@ -21,6 +21,7 @@ _NO_DESCRIPTOR: Final = {errno.EMFILE, errno.ENFILE}
 _LOCK_MODE: Final = 0o600  # whoever can open the file can lock it, for as long as he likes
 _WAY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 SUBDIRECTORIES: Final = ("about", "filling", "models")
+_LOOK: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHER_ROOT: Final = "name another directory with --segment-root"
 
 
@@ -109,7 +110,7 @@ def take_directory(root: str, name: str, mode: int) -> None:
     if not is_directory(path):
         remove(path)
         make_directory(path, mode)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, _LOOK)
     try:
         _check_ours(root, name, os.fstat(fd))
         os.fchmod(fd, mode)
@@ -175,17 +176,51 @@ def remove(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         return
-    directories = [path]
-    for directory in directories:  # grows: each comes before what lies in it
-        with os.scandir(directory) as found:
-            entries = list(found)
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.path)
+    top = os.open(path, _LOOK)
+    try:
+        while found := _listed(top):
+            for entry in found:
+                _take_apart(top, entry)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _take_apart(top: int, entry: os.DirEntry[str]) -> None:
+    """Remove what lies in a directory; if that is one too, what lies in this comes to the top.
+
+    So no path grows too long for the system, and no directory waits with a descriptor, however
+    deep the tree is.
+    """
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.name, dir_fd=top)
+        return
+    directory = os.open(entry.name, _LOOK, dir_fd=top)
+    try:
+        for below in _listed(directory):
+            if below.is_dir(follow_symlinks=False):
+                _move_up(directory, below, top)
             else:
-                os.unlink(entry.path)
-    for directory in reversed(directories):
-        os.rmdir(directory)
+                os.unlink(below.name, dir_fd=directory)
+    finally:
+        os.close(directory)
+    os.rmdir(entry.name, dir_fd=top)
+
+
+def _move_up(directory: int, entry: os.DirEntry[str], top: int) -> None:
+    """Move a directory to the top, under a name that nothing has there; an empty one goes."""
+    try:
+        os.rmdir(entry.name, dir_fd=directory)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        name = f".removed-{entry.inode()}"
+        os.rename(entry.name, name, src_dir_fd=directory, dst_dir_fd=top)
+
+
+def _listed(directory: int) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as found:
+        return list(found)
 
 
 def translated(error: OSError, action: str) -> CachedError:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FILLING_MODE: Final = 0o600
 COMPLETE_MODE: Final = 0o444
+MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL: limits.h(0p)
 MAX_DIGITS: Final = 15  # of a number in a root
 MAX_VERSION: Final = 255  # characters of a version: it is the name of a directory
 
@@ -201,6 +202,8 @@ def _files(place: str) -> dict[str, os.stat_result] | None:
     """Return the files below a directory, by path; None if there is anything that we never make."""
     found = {}
     for entry in walk(place):
+        if not _has_path(entry):
+            return None
         facts = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(facts.st_mode):
             if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
@@ -214,13 +217,21 @@ def _files(place: str) -> dict[str, os.stat_result] | None:
 
 
 def walk(place: str) -> Iterator[os.DirEntry[str]]:
-    """Return all that lies below a directory, following no link; a directory before its entries."""
+    """Return all that lies below a directory, following no link; a directory before its entries.
+
+    Not what lies below a directory whose own path is too long for the system.
+    """
     directories = [place]
     for directory in directories:  # grows
         for entry in _entries(directory):
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and _has_path(entry):
                 directories.append(entry.path)
             yield entry
+
+
+def _has_path(entry: os.DirEntry[str]) -> bool:
+    """Return whether a path is as short as the system asks; ours are, or we could not make them."""
+    return len(os.fsencode(entry.path)) <= MAX_PATH_BYTES
 
 
 def _sized(relics: list[Relic]) -> list[Relic]:
@@ -257,7 +268,7 @@ def _rank(relic: Relic) -> tuple[bool, bool, bool, int]:
 def _size_bytes(place: str, counted: set[tuple[int, int]]) -> int:
     """Return what the files take that were not counted yet, by device and inode."""
     size_bytes = 0
-    for entry in walk(place):
+    for entry in filter(_has_path, walk(place)):
         found = entry.stat(follow_symlinks=False)
         key = (found.st_dev, found.st_ino)
         if stat.S_ISREG(found.st_mode) and key not in counted:

@@ -22,6 +22,7 @@ from cached.adapters.segments.root import (
     translated,
 )
 from cached.core.errors import InvalidConfig, LoadFailed, OutOfSpace
+from tests.adapters.segments.versions import make_deep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,17 +187,23 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path):
 
 
 def test_a_tree_is_removed_however_deep_it_is(tmp_path: Path):
-    top = os.getcwd()
-    (tmp_path / "tree").mkdir()
-    os.chdir(tmp_path / "tree")
-    try:
-        for _ in range(1100):  # deeper than Python recurses
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(top)
+    """Deeper than Python recurses, than descriptors are there, and than a path may be long."""
+    (tmp_path / "outside").mkdir()
+    make_deep(tmp_path / "tree", 1100, "directory")
+    make_deep(tmp_path / "tree" / "beside", 10, "d")
     remove(str(tmp_path / "tree"))
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["outside"]
+
+
+def test_a_tree_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tree" / "a" / "b").mkdir(parents=True)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "rmdir", refused)
+    with pytest.raises(PermissionError):
+        remove(str(tmp_path / "tree"))
 
 
 def test_on_the_way_to_a_file_no_link_is_followed(tmp_path: Path):

@@ -208,7 +208,7 @@ def test_the_name_of_the_link_is_no_version(segments, version):
 
 
 def failing(number: int) -> Callable[..., None]:
-    def fail(*_: int) -> None:
+    def fail(*_: int, **__: int) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
@@ -614,11 +614,11 @@ def test_who_asks_while_an_unused_version_goes_is_told_at_once(segments, monkeyp
     asked: list[str] = []
     real = os.unlink
 
-    def unlink(path: str) -> None:
+    def unlink(path: str, **named: int) -> None:
         with pytest.raises(LoadFailed, match="not in memory any more"):
             segments.reader(FileRef(OF, 2))  # would wait for the lease, 45 s
         asked.append(path)
-        real(path)
+        real(path, **named)
 
     monkeypatch.setattr(os, "unlink", unlink)
     assert segments.free(OF, if_unused=True)

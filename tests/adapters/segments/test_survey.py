@@ -15,7 +15,16 @@ from cached.adapters.segments import DirectorySegments
 from cached.adapters.segments.description import encode
 from cached.adapters.segments.survey import is_ours, last_number, survey, walk
 from cached.core.objects import Manifest, Range, StoredObject, VersionRef
-from tests.adapters.segments.versions import DATA, OF, fill, manifest_of, part_of, paths, put
+from tests.adapters.segments.versions import (
+    DATA,
+    OF,
+    fill,
+    make_deep,
+    manifest_of,
+    part_of,
+    paths,
+    put,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,6 +260,21 @@ def test_directories_that_are_links_are_not_followed(root, tmp_path):
     assert store.found() == []
     store.close()
     assert survey_paths(str(tmp_path / "models")) == before
+
+
+@pytest.mark.parametrize("place", ["filling/2", "filling/9", f"models/llm/{OF.version}"])
+def test_what_lies_deeper_than_a_path_is_long_makes_a_version_unusable_and_can_be_freed(
+    root, place
+):
+    make_deep(Path(root, "about", "deep"), 200, 30 * "x")
+    make_deep(Path(root, place, "deep"), 200, 30 * "x")
+    store = DirectorySegments(root)
+    (spoilt,) = (left for left in store.found() if left.path == f"{root}/{place}")
+    assert spoilt.manifest is None
+    for left in store.found():
+        assert store.free(left.of)
+    assert paths(root) == set()
+    store.close()
 
 
 def test_names_that_are_not_text_can_be_freed(root):

@@ -80,3 +80,18 @@ def paths(root: str) -> set[str]:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def make_deep(top: Path, depth: int, name: str) -> None:
+    """Make directories one in the other, with a file and a link at the bottom."""
+    before = os.getcwd()
+    top.mkdir(parents=True, exist_ok=True)
+    os.chdir(top)
+    try:
+        for _ in range(depth):
+            os.mkdir(name, 0o750)
+            os.chdir(name)
+        Path("file").write_bytes(b"x" * 5000)
+        os.symlink(before, "link")
+    finally:
+        os.chdir(before)
