@@ -67,10 +67,12 @@ class _WholeCrc:
         self._sums = checksums.Sums(self.algorithm)
 
     def due(self, there: RangeSet) -> list[Due]:
-        found = []
-        for span in list(there):
-            for gap in self._asked.missing(span.start, span.stop):
-                found += _pieces(self.algorithm, gap)
+        found = [
+            Due(self.algorithm, start, min(start + PIECE_BYTES, gap.stop))
+            for span in there
+            for gap in self._asked.missing(span.start, span.stop)
+            for start in range(gap.start, gap.stop, PIECE_BYTES)
+        ]
         for piece in found:
             self._asked.add(piece.start, piece.stop)
         return found
@@ -231,7 +233,7 @@ class Integrity:
         checked: indices of files that were checked before: those that another load shares.
     """
 
-    __slots__ = ("_can", "_files", "_list", "_planner", "_verify")
+    __slots__ = ("_can", "_files", "_is_length_used", "_list", "_planner", "_verify")
 
     def __init__(
         self,
@@ -247,6 +249,7 @@ class Integrity:
         self._verify = verify
         self._can = can
         self._list: int | None = None  # index of the list of digests
+        self._is_length_used = False  # a file has no checksum that this host computes
         self._files: list[_File] = []
         for index, stored in enumerate(manifest.objects):
             is_list = verify == DIGEST and stored.path == MANIFEST_NAME
@@ -276,11 +279,11 @@ class Integrity:
 
     @property
     def summary(self) -> str:
-        """Return what the bytes were checked by: algorithms, ``digest``, or ``length`` alone."""
+        """Return what bytes were checked by: algorithms, ``length`` of others; or ``digest``."""
         if self._verify == DIGEST:
             return DIGEST
-        ways = {file.way.algorithm for file in self._files if file.way is not None}
-        return " ".join(sorted(ways)) or "length"
+        ways = sorted({file.way.algorithm for file in self._files if file.way is not None})
+        return " ".join([*ways, "length"] if self._is_length_used or not ways else ways)
 
     def found_right(self, index: int, start: int, stop: int) -> bool:
         """Return whether all these bytes were compared with what the store, or the list, says."""
@@ -316,6 +319,7 @@ class Integrity:
         file.is_known = True
         file.way = _way(text, file.size_bytes, self._can)
         if file.way is None:
+            self._is_length_used = True
             if not file.is_early:
                 self._planner.forget(index, 0, file.size_bytes)
                 file.is_early = True
@@ -391,10 +395,3 @@ def _way(text: str | None, size_bytes: int, can: frozenset[str]) -> _Way | None:
         _WholeCrc if checksum.algorithm.startswith("crc") else _WholeSha
     )
     return make(checksum, size_bytes)
-
-
-def _pieces(algorithm: str, span: Range) -> list[Due]:
-    return [
-        Due(algorithm, start, min(start + PIECE_BYTES, span.stop))
-        for start in range(span.start, span.stop, PIECE_BYTES)
-    ]

@@ -60,6 +60,15 @@ def test_each_file_is_asked_about_once_and_checked():
     assert {look.algorithm for look in logged(world, effects.Looked)} == {"sha256"}
 
 
+def test_files_that_are_checked_by_their_length_alone_are_told_of():
+    world = checked_world()
+    world.facts = {"a.safetensors": ObjectFacts(checksum=RIGHT)}
+    world.run()
+
+    assert world.status("m")["state"] == "resident"
+    assert world.status("m")["verified"] == "sha256 length"
+
+
 def crc_world(size_blocks: int = 8, **more: object) -> World:
     listing = manifest(stored("a.safetensors", size_blocks))
     world = checked_world(listing, can_check=frozenset({"crc32"}), **more)
