@@ -45,6 +45,9 @@ def load(
     if config.audit and config.log_level not in {"debug", "info"}:
         message = f"audit needs log_level info or debug, was {config.log_level}"
         raise InvalidConfig(message, hint="its lines are of level info")
+    if config.http_token_file is not None and config.http_port is None:
+        message = "http_token_file needs the HTTP side, which http_port off turns off"
+        raise InvalidConfig(message, hint="leave http_token_file out, or give a port")
     for option in OPTIONS:
         if option.key in READ_AT_USE:
             _check_readable(option, getattr(config, option.field))

@@ -243,6 +243,13 @@ def test_the_segment_root_of_a_file_is_found(tmp_path):
     assert segment_root(None, {"CACHED_CONFIG": str(tmp_path / "c.toml")}) == "/c"
 
 
+def test_a_token_that_nobody_could_send_is_refused():
+    flags = {"model": [LLM], "http_token_file": "/t"}
+    assert load(flags, {}).http_token_file == "/t"
+    with pytest.raises(InvalidConfig, match="http_token_file needs the HTTP side, which http_port"):
+        load({**flags, "http_port": "off"}, {})
+
+
 def test_an_audit_that_would_not_be_written_is_refused():
     flags = {"model": [LLM], "audit": True}
     assert load(flags, {}).audit
