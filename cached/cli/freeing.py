@@ -12,7 +12,7 @@ from cached.cli.asking import Asking
 from cached.cli.load import segment_root
 from cached.cli.main import FAILED, OK, complain
 from cached.cli.terminal import say
-from cached.core.errors import CachedError, DaemonUnavailable
+from cached.core.errors import CachedError, DaemonUnavailable, InvalidConfig
 from cached.core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ def _purge(options: argparse.Namespace) -> int:
         if not isinstance(error.__cause__, NOBODY):
             raise
         root = segment_root(options.segment_root)
+        if options.segment_root is not None and not os.path.lexists(root):
+            message = f"segment root {root} is not there (from --segment-root)"
+            hint = "it may be purged already, or has another name: see the daemon's log"
+            raise InvalidConfig(message, hint=hint) from None
         reply = _remove_left(root)
         where = f"no daemon runs; in {root} "
     else:

@@ -91,11 +91,25 @@ def test_without_a_daemon_purge_removes_what_one_left(left, capsys):
     assert json.loads(out) == {"freed_bytes": 0, "models": []}
 
 
-def test_purge_makes_no_root(left, capsys, tmp_path):
-    out, _ = output(capsys, "purge", "--segment-root", str(tmp_path / "other"))
+def test_purge_of_a_root_that_is_not_there_is_an_error_and_makes_none(left, capsys, tmp_path):
+    other = tmp_path / "other"
+    _, err = output(capsys, "purge", "--segment-root", str(other), code=2)
+    assert f"segment root {other} is not there (from --segment-root); it may be purged " in err
+    assert not other.exists()
+    assert list(left.glob("models/m/*/w"))
+
+
+def test_purge_of_a_root_with_nothing_in_it_is_fine(left, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out, _ = output(capsys, "purge", "--segment-root", str(tmp_path / "empty"))
+    assert out.endswith("nothing was there that could be freed\n")
+
+
+def test_purge_where_no_daemon_has_been_yet_is_fine(left, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHED_SEGMENT_ROOT", str(tmp_path / "other"))
+    out, _ = output(capsys, "purge")
     assert out.endswith("nothing was there that could be freed\n")
     assert not (tmp_path / "other").exists()
-    assert list(left.glob("models/m/*/w"))
 
 
 def test_purge_takes_nothing_from_a_daemon_on_another_socket(left, capsys):
