@@ -210,8 +210,9 @@ def unknown_key(kind: str, key: str, known: Iterable[str], source: str) -> Inval
     import difflib  # only where it is needed: it costs 3 ms
 
     names = sorted(known)
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
+    bare = {name.removeprefix("CACHED_"): name for name in names}  # which makes none the nearest
+    close = difflib.get_close_matches(key.removeprefix("CACHED_"), bare, n=1, cutoff=0.6)
+    hint = f"did you mean {bare[close[0]]}?" if close else f"known are {', '.join(names)}"
     return InvalidConfig(f"unknown {kind} {key} (from {source})", hint=hint)
 
 

@@ -245,6 +245,12 @@ def test_an_unknown_variable_is_refused_with_the_nearest():
     )
 
 
+def test_what_all_variables_begin_with_makes_none_the_nearest():
+    with pytest.raises(InvalidConfig) as caught:
+        from_environment({"CACHED_FOO": "1"})
+    assert caught.value.hint.startswith("known are CACHED_")
+
+
 @pytest.mark.parametrize(
     "name",
     [
