@@ -7,14 +7,22 @@ things at once waits for his own answers, and holds nobody else up.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cached.core.events import Event
+
+
+MANY: Final = 4  # events that wait in a lane: its origin asks faster than it is answered
+# Before the next event of such a lane. Who waits for the interpreter's lock gets it when its holder
+# sleeps, hardly when it makes a short system call: else a flood holds up the threads that accept
+# and read, and with them everybody (docs/decisions/011).
+PAUSE_S: Final = 50e-6
 
 
 class Lane:
@@ -90,4 +98,6 @@ class Mailbox:
             if lane.events:
                 self._lanes.append(lane)
         lane.taken()
+        if lane.count >= MANY:
+            time.sleep(PAUSE_S)
         return event

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.core import events
 from cached.core.objects import PeerId
-from cached.mailbox import Lane, Mailbox
+from cached.mailbox import MANY, PAUSE_S, Lane, Mailbox
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def event(origin: int, number: int) -> events.Requested:
@@ -66,6 +71,20 @@ def test_whoever_made_a_lane_is_told_when_an_event_was_taken():
         mailbox.take(0)
 
     assert left == [2, 1, 0]
+
+
+def test_other_threads_get_on_while_one_origin_asks_much(monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    mailbox = Mailbox()
+    lane, other = mailbox.lane(), mailbox.lane()
+    for number in range(MANY + 2):
+        lane.post(event(1, number))
+    other.post(event(2, 0))
+    for _ in range(MANY + 3):
+        mailbox.take(0)
+
+    assert slept == [PAUSE_S] * 2
 
 
 def test_nothing_is_lost_or_disordered_with_many_threads():

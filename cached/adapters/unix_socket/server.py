@@ -7,6 +7,7 @@ connection and per process (peers.py), and what a peer does not take is kept onl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -27,12 +28,13 @@ from cached.adapters.unix_socket.processes import Processes
 from cached.core.errors import BadRequest, DaemonUnavailable, FrameError, NotPermitted
 from cached.core.events import Connected, Disconnected
 from cached.core.objects import PeerId
-from cached.core.wire import MAX_REPLY_BYTES
+from cached.core.wire import MAX_REPLY_BYTES, encode, error_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
+    from cached.adapters.unix_socket.processes import Process
     from cached.core.effects import Reply
     from cached.core.errors import CachedError
     from cached.ports import Lane
@@ -96,6 +98,8 @@ class UnixSocket:
     ) -> None:
         self._listening = listening
         self._max_connections = max_connections
+        message = f"too many connections are open: {max_connections} in all, of one process fewer"
+        self._no_place = _told(DaemonUnavailable(message, hint="close some; try again"))
         # Written by the epoll thread only, read by the mailbox thread with one get().
         self._peers: dict[int, Connection] = {}
         self._by_fd: dict[int, Connection] = {}
@@ -216,18 +220,13 @@ class UnixSocket:
         raw = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, gid = struct.unpack("iII", raw)
         process = self._processes.of(uid, pid)
-        connection = Connection(accepted, PeerId(self._last_peer + 1), process)
-        count = len(self._peers)
-        of_uid = self._processes.of_uid(uid)
         if not self._listening.admits(uid, gid):
-            self._refuse(connection, NotPermitted(f"uid {uid} may not connect to this daemon"))
-        elif not self._listening.has_place(
-            uid, count, of_uid, process.connections, self._max_connections
-        ):
-            message = f"{count} connections are open, {process.connections} of them of this process"
-            self._refuse(connection, DaemonUnavailable(message, hint="close some; try again"))
+            self._refuse(accepted, _told(NotPermitted(f"uid {uid} may not connect to this daemon")))
+        elif not self._has_place(process):
+            self._refuse(accepted, self._no_place)
         else:
             self._last_peer += 1
+            connection = Connection(accepted, PeerId(self._last_peer), process)
             self._peers[connection.peer] = self._by_fd[accepted.fileno()] = connection
             self._processes.joined(process)
             if process.is_crowded or not process.has_room:
@@ -243,11 +242,19 @@ class UnixSocket:
         uid, pid = connection.process.key
         connection.process.lane.post(Connected(connection.peer, uid, pid))
 
-    def _refuse(self, connection: Connection, error: CachedError) -> None:
+    def _has_place(self, process: Process) -> bool:
+        uid, count = process.key[0], len(self._peers)
+        of_uid = self._processes.of_uid(uid)
+        return self._listening.has_place(
+            uid, count, of_uid, process.connections, self._max_connections
+        )
+
+    def _refuse(self, accepted: socket.socket, frame: bytes) -> None:
+        """Say why, if the kernel takes it, and close; cheap, for they may come by the thousand."""
         self._refused += 1
-        connection.socket.setblocking(False)
-        connection.tell(error)  # nobody else has it: no lock
-        connection.close()
+        with contextlib.suppress(OSError):
+            accepted.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        accepted.close()
 
     def _serve(self, connection: Connection, mask: int) -> None:
         """Send what is left, take up to as many requests as may be outstanding."""
@@ -321,3 +328,8 @@ class UnixSocket:
             del self._peers[connection.peer]
             self._processes.left(connection)
             connection.close()  # which takes it out of the epoll set as well
+
+
+def _told(error: CachedError) -> bytes:
+    """Return the frame that says why a connection is closed."""
+    return encode({"id": None, **error_body(error)})
