@@ -50,18 +50,9 @@ class Connection:
     """
 
     __slots__ = (
-        *(
-            "frames",
-            "has_turn",
-            "is_held",
-            "is_known",
-            "is_open",
-            "is_parked",
-            "lock",
-            "outstanding",
-        ),
-        *("partial_bytes", "peer", "process", "socket", "unread_descriptors", "unsent"),
-        *("waiting_bytes", "watched"),
+        *("frames", "has_turn", "is_held", "is_known", "is_open", "is_parked", "lock"),
+        *("outstanding", "partial_bytes", "peer", "process", "socket", "unread_descriptors"),
+        *("unsent", "waiting_bytes", "watched"),
     )
 
     def __init__(self, accepted: socket.socket, peer: PeerId, process: Process) -> None:

@@ -2,7 +2,7 @@
 
 The thread ``cached-epoll`` turns frames (docs/wire.md) into events; replies are sent from the
 mailbox thread. No peer can hold up another: reads are bounded per wake-up, requests per
-connection and per process (peers.py), and what a peer does not take is kept only up to a limit.
+connection and per process (processes.py), and what a peer does not take is kept only up to a limit.
 """
 
 from __future__ import annotations
