@@ -20,6 +20,7 @@ _ERRNO_TEXT = {
     FileNotFoundError: "nothing is there",
     ConnectionRefusedError: "nobody listens on it",
     PermissionError: "this user may not connect to it",
+    BlockingIOError: "too many others wait to be accepted",
 }
 
 
@@ -70,6 +71,8 @@ def _unreachable(address: str, error: OSError) -> DaemonUnavailable:
     hint = "start it (cached serve), or name its socket with CACHED_SOCKET"
     if isinstance(error, PermissionError):
         hint = _who_may_connect(address)
+    elif isinstance(error, BlockingIOError):
+        hint = "try again; if it lasts, the daemon is stopped or overrun: see its log"
     return DaemonUnavailable(message, hint=hint)
 
 

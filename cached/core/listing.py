@@ -132,6 +132,8 @@ class Listing:
         if self._limits.verify == DIGEST and not _has_list(event.manifest):
             self._loading.model_failed(model, _no_list(event.manifest), now_s)
             return
+        if version == model.passed_over:
+            model.passed_over = ""  # what the operator had gone back to is not there any more
         model.advance("resolved")
         model.pending = event.manifest
         model.is_refusal_told = False

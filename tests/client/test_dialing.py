@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import select
+import signal
 import socket
 import tempfile
 from typing import TYPE_CHECKING
@@ -103,8 +104,10 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path, call: Calls):
     listener.bind(path)
     listener.listen(0)
     first = connect(path, NEVER)
-    with pytest.raises(DaemonUnavailable):
+    with pytest.raises(DaemonUnavailable, match="too many others wait to be accepted; try again"):
         connect(path, Deadline(0.01))
+    with pytest.raises(DaemonUnavailable):
+        connect(path, Deadline(0))
     second = call(connect, path, NEVER)
     while not second.done():
         if select.select([listener], [], [], 0.01)[0]:
@@ -112,6 +115,24 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path, call: Calls):
     second.result().close()
     first.close()
     listener.close()
+
+
+def test_a_signal_while_it_waits_changes_nothing(tmp_path: Path):
+    """The kernel ends the wait: connect(2), EINTR."""
+    path = str(tmp_path / "full.sock")
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(listener.accept()[0].close()))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        first = connect(path, NEVER)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        second = connect(path, Deadline(10))
+        assert len(rung) == 1
+        assert select.select([listener], [], [], 0)[0], "it is connected indeed"
+        second.close()
+        first.close()
+    signal.signal(signal.SIGALRM, before)
 
 
 def test_an_abstract_name_is_connected_to():

@@ -131,6 +131,21 @@ def test_going_back_fetches_nothing_and_lasts_until_the_next_refresh():
     assert opened_version(world) == NEW.version
 
 
+def test_what_was_passed_over_is_so_no_more_once_there_is_nothing_else():
+    world = resident(kept_versions=1)
+    refresh(world)
+    world.run()
+    refresh(world, version=OLD.version)
+    world.run()
+    told = [effect.passed_over for effect in world.log if isinstance(effect, effects.Publish)]
+    world.ask(world.connect(), "evict", model="m")
+    world.run()
+    assert opened_version(world) == NEW.version
+
+    last = [effect for effect in world.log if isinstance(effect, effects.Publish)][-1]
+    assert (told[-1], last.passed_over) == (NEW.version, "")
+
+
 def test_the_old_listing_again_brings_back_what_is_still_there():
     world = resident(kept_versions=1)
     refresh(world)
