@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from cached.core.effects import Effect, Reply
     from cached.core.events import Event
@@ -248,13 +248,13 @@ class SegmentStore(Protocol):
                 refuses.
         """
 
-    def switch(self, of: VersionRef, passed_over: str = ...) -> None:
+    def switch(self, of: VersionRef, passed_over: Sequence[str] = ...) -> None:
         """Make a published version the one that ``current`` points to.
 
         Args:
             of: the version.
-            passed_over: the version that the operator went back from, to this one: the next daemon
-                is told (``Left.passed_over``). Empty: none.
+            passed_over: the versions that the operator went back from, to this one: the next
+                daemon is told (``Left.passed_over``).
 
         Raises:
             OutOfSpace: the file system is full.

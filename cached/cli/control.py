@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cached.adapters.clock import SystemClock
@@ -102,7 +103,10 @@ def _refresh_parser(name: str) -> Parser:
         name,
         "Ask the store whether it has another version of a model; if so, load it beside the one\n"
         "that is current, and switch to it. Workers keep what they hold.",
-        ("cached refresh llm", "cached refresh llm --version 9f2c    # back to one in memory"),
+        (
+            "cached refresh llm",
+            "cached refresh llm --version 9f2c41d0a7b3e586    # back",
+        ),
     )
     made.add_argument("name", metavar="NAME", help="a configured model")
     made.add_argument(
@@ -123,7 +127,7 @@ def _refresh(options: argparse.Namespace) -> int:
         if options.no_wait:
             (model,) = daemon.models([name])
         else:
-            (model,) = _follow(daemon, [name], _refreshed_sample)
+            (model,) = _follow(daemon, [name], partial(_refreshed_sample, options.version))
     if options.json:
         say(json.dumps(model, indent=2) + "\n")
     if options.no_wait:
@@ -139,9 +143,14 @@ def _refresh(options: argparse.Namespace) -> int:
     return OK
 
 
-def _refreshed_sample(model: dict[str, Any]) -> Sample:
-    """Return how far the version is that comes beside the current one; else as for a prefetch."""
-    if not model.get("refreshing"):
+def _refreshed_sample(wanted: str | None, model: dict[str, Any]) -> Sample:
+    """Return how far the version is that comes beside the current one; else as for a prefetch.
+
+    Args:
+        wanted: the version to go back to: once it is current, nothing more is waited for.
+        model: its status.
+    """
+    if not model.get("refreshing") or (wanted is not None and model["version"] == wanted):
         return _sample(model)
     versions: list[dict[str, Any]] = model["versions"]
     coming = next((each for each in versions if each["state"] == "loading"), {})

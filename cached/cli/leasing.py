@@ -112,7 +112,7 @@ def _run_parser(name: str) -> Parser:
         "and that holds its open files, have ended.",
         (
             "cached run llm -- python serve.py --model {}",
-            "cached run llm --version 9f2c --timeout 2m -- llama-server -m {}/model.gguf",
+            "cached run llm --version 9f2c41d0a7b3e586 -- llama-server -m {}/model.gguf",
         ),
     )
     made.usage = "cached run NAME [OPTIONS] -- CMD [ARGS]"

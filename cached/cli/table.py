@@ -69,6 +69,8 @@ def _rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
     version = model.get("version") or "-"
     if version != "-" and model.get("confirmed") is False:
         version += " (unconfirmed)"
+    if version != "-" and model.get("passed_over"):
+        version += " (went back)"
     first = (
         name,
         model["state"],

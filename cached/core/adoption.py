@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cached.core.digests import has_list
 from cached.core.effects import Evicted
 from cached.core.integrity import DIGEST, OFF, Integrity
 from cached.core.loads import Load
@@ -83,6 +84,7 @@ def _is_usable(left: Left, ref: ModelRef, limits: Limits) -> bool:
         and left.manifest.uri == ref.uri
         and _adds_up(left.manifest)
         and (left.is_trusted or limits.verify != OFF)
+        and (limits.verify != DIGEST or has_list(left.manifest))
     )
 
 

@@ -20,6 +20,8 @@ from cached.core.manifest import layout_path
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cached.core.objects import Manifest
+
 MANIFEST_NAME: Final = "cached.manifest.json"
 FORMAT: Final = 1
 BLOCK_BYTES: Final = 8 << 20  # as long as the longest part: one GET brings one block
@@ -124,3 +126,8 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _refuse(what: str, cause: Exception | None = None) -> NoReturn:
     message = f"{MANIFEST_NAME}: {what}"
     raise DigestsError(message, hint=_HINT) from cause
+
+
+def has_list(manifest: Manifest) -> bool:
+    """Return whether the digests of a version come with it."""
+    return any(stored.path == MANIFEST_NAME for stored in manifest.objects)

@@ -113,12 +113,12 @@ class Publish(NamedTuple):
 
     Attributes:
         is_current: False: it does not become current.
-        passed_over: the version that the operator went back from; told to the next daemon.
+        passed_over: versions that the operator went back from; told to the next daemon.
     """
 
     of: VersionRef
     is_current: bool = True
-    passed_over: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 class Free(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cached.core.backoff import delay_s
-from cached.core.digests import MANIFEST_NAME
+from cached.core.digests import MANIFEST_NAME, has_list
 from cached.core.effects import Resolve, Retried
 from cached.core.errors import LoadFailed, StoreError
 from cached.core.integrity import DIGEST
@@ -120,7 +120,9 @@ class Listing:
         model.prefetch_failures = 0
         self._shelf.changed[event.name] = None
         current = model.current
-        is_passed_over = version == model.passed_over
+        is_passed_over = current is not None and version in model.passed_over
+        if model.passed_over and not is_passed_over:
+            self._loading.end_rollback(model)
         if current is not None and (current.of.version == version or is_passed_over):
             model.is_confirmed = True
             model.is_asked = False
@@ -129,11 +131,9 @@ class Listing:
             self._loading.drop_left(model)
             self._shelf.is_room_made = True
             return
-        if self._limits.verify == DIGEST and not _has_list(event.manifest):
+        if self._limits.verify == DIGEST and not has_list(event.manifest):
             self._loading.model_failed(model, _no_list(event.manifest), now_s)
             return
-        if version == model.passed_over:
-            model.passed_over = ""  # what the operator had gone back to is not there any more
         model.advance("resolved")
         model.pending = event.manifest
         model.is_refusal_told = False
@@ -184,11 +184,6 @@ class Listing:
             if model.coming is not None and model.coming.resume_at_s > now_s:
                 times.append(model.coming.resume_at_s)
         return min((time_s for time_s in times if time_s is not None), default=None)
-
-
-def _has_list(manifest: Manifest) -> bool:
-    """Return whether the digests of a version come with it."""
-    return any(stored.path == MANIFEST_NAME for stored in manifest.objects)
 
 
 def _no_list(manifest: Manifest) -> LoadFailed:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cached.core.objects import FileRef, Manifest
     from cached.core.shelf import Shelf
 
+MOST_PASSED_OVER = 16
 PREFETCH_AGAIN_S = 5.0  # doubled with each failure of a prefetch, up to …
 PREFETCH_AGAIN_MAX_S = 300.0
 
@@ -96,18 +97,33 @@ class Loading:
             DaemonUnavailable: the daemon has just started, and does not know yet.
         """
         load = model.having(version)
-        if load is not None and load is model.current:
+        is_current = load is not None and load is model.current
+        if is_current and (model.state in {"idle", "failed"} or model.is_taking_over):
             return
         if model.is_taking_over:
             message = f"what an earlier daemon left of {model.ref.name} is not all opened yet"
             raise DaemonUnavailable(message, hint="try again in a moment")
         if load is None or not load.is_complete or load.frees:
             raise unknown_version(model, version)
-        newest = model.coming or model.current
+        newer = [each.of.version for each in (model.current, model.coming) if each is not None]
+        if model.pending is not None:
+            newer.append(model.pending.version)
+        passed_over = [each for each in (*model.passed_over, *newer) if each != version]
         self.give_up(model, "asked")
-        if newest is not None:
-            model.passed_over = newest.of.version
-        self._return(model, load)
+        model.passed_over = tuple(dict.fromkeys(passed_over))[-MOST_PASSED_OVER:]
+        if is_current:  # and another was on its way
+            self._shelf.effects.append(Publish(load.of, passed_over=model.passed_over))
+        else:
+            self._return(model, load)
+
+    def end_rollback(self, model: Model) -> None:
+        """The store lists another version than those that the operator went back from.
+
+        Or he has nothing any more to stay at. From now on the store's version counts again.
+        """
+        model.passed_over = ()
+        if model.current is not None:
+            self._shelf.effects.append(Publish(model.current.of))  # which tells the next daemon
 
     def _return(self, model: Model, load: Load) -> None:
         """Publish a version again that is in memory, complete."""
@@ -115,6 +131,7 @@ class Loading:
         model.kept.remove(load)
         model.coming = load
         model.pending = None
+        model.error = None
         load.leaving = ""
         self._shelf.effects.append(Publish(load.of, passed_over=model.passed_over))
 

@@ -261,7 +261,7 @@ class Model:
         listed_s: when the store told last what there is; None: never.
         is_asked: a worker or the operator waits for it: then others may be evicted.
         is_confirmed: the store has said that ``current`` is what there is, since we have it.
-        passed_over: version that the operator went back from: only he can have it again.
+        passed_over: versions that the operator went back from: the store lists one of them still.
         is_refusal_told: that there is no room beside the current one, of ``pending``.
         frequency: decayed count of opens, as of ``last_used_s``.
         look_at_s: when the store is to be asked for a new version, if that is done at times.
@@ -314,7 +314,7 @@ class Model:
         self.is_confirmed = True
         self.is_refusal_told = False
         self.was_resident = False
-        self.passed_over = ""
+        self.passed_over: tuple[str, ...] = ()
         self.opens = 0
         self.frequency = 0.0
         self.last_used_s = 0.0

@@ -168,7 +168,7 @@ class Left(NamedTuple):
             one that is likelier to go on: the sum of all is what the file system holds.
         is_trusted: written since this machine was started, so what is said to be there is there;
             else look at the content before it is served.
-        passed_over: the version that the operator went back from, to the current one; or empty.
+        passed_over: the versions that the operator went back from, to this one.
         inodes: device and inode of each object's file; empty if there is no manifest.
     """
 
@@ -179,5 +179,5 @@ class Left(NamedTuple):
     is_current: bool
     size_bytes: int
     is_trusted: bool
-    passed_over: str = ""
+    passed_over: tuple[str, ...] = ()
     inodes: tuple[tuple[int, int], ...] = ()

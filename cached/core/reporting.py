@@ -67,6 +67,7 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "load_s": round(load.load_s, 6) if load and load.is_complete else None,
         "error": str(model.error) if model.error else None,
         "confirmed": model.is_confirmed,
+        "passed_over": list(model.passed_over),
         "refreshing": model.current is not None and model.state not in {"idle", "failed"},
         "verified": load.integrity.summary if load and load.is_complete else None,
         "versions": [_version(shelf, model, each) for each in _versions(shelf, model)],

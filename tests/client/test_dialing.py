@@ -120,8 +120,13 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path, call: Calls):
 def test_a_signal_while_it_waits_changes_nothing(tmp_path: Path):
     """The kernel ends the wait: connect(2), EINTR."""
     path = str(tmp_path / "full.sock")
-    rung = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(listener.accept()[0].close()))
+    rung: list[int] = []
+
+    def accept(signum: int, frame: object) -> None:
+        rung.append(signum)
+        listener.accept()[0].close()
+
+    before = signal.signal(signal.SIGALRM, accept)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(0)

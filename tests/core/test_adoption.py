@@ -140,7 +140,7 @@ def test_one_can_go_back_to_what_was_kept_without_a_get():
 
 def test_what_the_operator_went_back_from_does_not_come_again_by_itself():
     found = [
-        left(ONE, load=1, passed_over=TWO.version),
+        left(ONE, load=1, passed_over=(TWO.version,)),
         left(TWO, load=2, is_current=False),
     ]
     world = World({"m": TWO}, left=found, prefetch=["m"])
@@ -161,11 +161,11 @@ def test_what_the_operator_went_back_from_does_not_come_again_by_itself():
 
 
 def test_only_the_record_of_the_current_version_counts():
-    found = [left(ONE, load=1), left(TWO, load=2, is_current=False, passed_over=ONE.version)]
+    found = [left(ONE, load=1), left(TWO, load=2, is_current=False, passed_over=(ONE.version,))]
     world = World({"m": ONE}, left=found)
     world.run()
 
-    assert [e.passed_over for e in world.log if isinstance(e, effects.Publish)] == ["", ""]
+    assert [e.passed_over for e in world.log if isinstance(e, effects.Publish)] == [(), ()]
 
 
 def test_going_back_waits_until_all_that_was_left_is_opened():
@@ -391,3 +391,13 @@ def test_a_description_that_does_not_add_up_goes(member: str):
     assert world.status("m")["version"] == ONE.version
     assert not [effect for effect in world.log if isinstance(effect, effects.Adopted)]
     assert {file.index for file, _ in world.fetched} == {0, 1}
+
+
+def test_a_version_without_a_list_of_digests_goes_where_they_are_asked_for():
+    """It could never be checked: the store is asked what there is, and its list."""
+    world = World({"m": ONE}, left=[left(ONE)], prefetch=["m"], verify="digest", can_check=CAN)
+    world.run()
+
+    status = world.status("m")
+    assert (status["state"], world.sizes) == ("failed", {})
+    assert "cached digest" in str(status["error"])

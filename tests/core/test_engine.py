@@ -55,7 +55,7 @@ def versions_left(draw: st.DrawFn, blocks: int) -> list[Left]:
                 is_current=is_current,
                 size_bytes=0,
                 is_trusted=not is_published or draw(st.booleans()),
-                passed_over=draw(st.sampled_from(["", NEWER[name].version])),
+                passed_over=draw(st.sampled_from([(), (NEWER[name].version,)])),
                 inodes=tuple((len(found), at) for at in range(len(listing.objects))),
             )
             found.append(_sharing(left, found))

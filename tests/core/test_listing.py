@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cached.core import effects
 from cached.core.errors import ObjectChanged, StoreUnavailable
 from tests.fakes.world import BLOCK, World, manifest, stored
 
+if TYPE_CHECKING:
+    from cached.core.objects import Manifest
+
 OLD = manifest(stored("a.safetensors", 8), stored("config.json", 1))
 NEW = manifest(stored("a.safetensors", 8, etag='"2"'), stored("config.json", 1))
+THIRD = manifest(stored("a.safetensors", 8, etag='"3"'), stored("config.json", 1))
+FOURTH = manifest(stored("a.safetensors", 8, etag='"4"'), stored("config.json", 1))
 OTHER = manifest(stored("b.safetensors", 8, etag='"b"'), uri="s3://bucket/other/")
 
 
@@ -143,7 +150,65 @@ def test_what_was_passed_over_is_so_no_more_once_there_is_nothing_else():
     assert opened_version(world) == NEW.version
 
     last = [effect for effect in world.log if isinstance(effect, effects.Publish)][-1]
-    assert (told[-1], last.passed_over) == (NEW.version, "")
+    assert (told[-1], last.passed_over) == ((NEW.version,), ())
+
+
+def three(**more: object) -> World:
+    """The third is current, the other two are kept; the store is looked at each minute."""
+    world = resident(kept_versions=2, refresh_interval_s=60.0, **more)
+    refresh(world)
+    world.run()
+    world.listings["m"] = THIRD
+    refresh(world)
+    world.run()
+    assert opened_version(world) == THIRD.version
+    return world
+
+
+def test_going_back_twice_passes_over_both():
+    world = three()
+    refresh(world, version=NEW.version)
+    world.run()
+    refresh(world, version=OLD.version)
+    world.run()
+    for listed in (THIRD, NEW):
+        world.listings["m"] = listed
+        world.sleep(61)
+        world.run()
+        assert opened_version(world) == OLD.version
+    assert world.status("m")["passed_over"] == [THIRD.version, NEW.version]
+
+
+def test_staying_at_the_current_version_gives_up_what_is_on_its_way():
+    world = three()
+    world.listings["m"] = FOURTH
+    refresh(world)
+    while not any(isinstance(job, effects.FetchPart) for job in world.jobs):
+        world.run_one()
+    refresh(world, version=THIRD.version)
+    world.run()
+    world.sleep(61)
+    world.run()
+    assert opened_version(world) == THIRD.version
+    assert world.status("m")["passed_over"] == [FOURTH.version]
+
+
+@pytest.mark.parametrize("other", [OLD, FOURTH], ids=["what he is at", "another"])
+def test_going_back_is_over_once_the_store_lists_what_nobody_went_back_from(other: Manifest):
+    world = three()
+    refresh(world, version=OLD.version)
+    world.run()
+    world.listings["m"] = other
+    world.sleep(61)
+    world.run()
+    assert opened_version(world) == other.version
+    assert world.status("m")["passed_over"] == []
+    last = [effect for effect in world.log if isinstance(effect, effects.Publish)][-1]
+    assert last.passed_over == (), "the next daemon is told"
+    world.listings["m"] = THIRD
+    world.sleep(61)
+    world.run()
+    assert opened_version(world) == THIRD.version
 
 
 def test_the_old_listing_again_brings_back_what_is_still_there():

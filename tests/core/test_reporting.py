@@ -18,6 +18,7 @@ MODEL = {
     "headers",
     "leases",
     "opens",
+    "passed_over",
     "path",
     "pinned",
     "load_s",

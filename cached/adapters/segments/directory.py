@@ -35,7 +35,7 @@ from cached.adapters.segments.version import Version, what_is_there
 from cached.core.errors import LoadFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cached.adapters.segments.part_sink import PartSink
     from cached.adapters.segments.store import Shared
@@ -158,7 +158,7 @@ class DirectorySegments(Segments):
             fd = os.open(f"{self.root}/about/{version.stem}.map", os.O_RDWR | _OLD)
             version.marks = Marks(fd, [stored.size_bytes for stored in manifest.objects])
 
-    def switch(self, of: VersionRef, passed_over: str = "") -> None:
+    def switch(self, of: VersionRef, passed_over: Sequence[str] = ()) -> None:
         """Make a version current, and tell the next daemon what was passed over for it.
 
         That counts once this version is the current one: nobody else's record is looked at.
@@ -169,7 +169,7 @@ class DirectorySegments(Segments):
             if passed_over:
                 fd = os.open(path, os.O_WRONLY | _NEW, 0o600)
                 with open(fd, "wb", buffering=0):
-                    _write(fd, passed_over.encode())
+                    _write(fd, "\n".join(passed_over).encode())
         except OSError as error:
             raise translated(error, f"cannot make {of} current in {self.root}") from error
         super().switch(of)

@@ -22,7 +22,7 @@ from cached.core import header
 from cached.core.errors import LoadFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cached.adapters.segments.part_sink import OpenFile
     from cached.core.header import Header
@@ -271,7 +271,7 @@ class Segments:
         close_marks(version)
         return version.place
 
-    def switch(self, of: VersionRef, passed_over: str = "") -> None:
+    def switch(self, of: VersionRef, passed_over: Sequence[str] = ()) -> None:
         """Make a published version the one that ``current`` points to.
 
         Raises:

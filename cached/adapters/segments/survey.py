@@ -3,7 +3,7 @@
 Layout, with a number N for each version that is only this root's::
 
     about/N.json, about/N.map       what the next daemon is told: description.py
-    about/N.over                    the version that the operator went back from, to this one
+    about/N.over                    the versions that the operator went back from, to this one
     filling/N/PATH                  being filled
     models/NAME/VERSION/PATH        published
 
@@ -33,7 +33,7 @@ FILLING_MODE: Final = 0o600
 COMPLETE_MODE: Final = 0o444
 MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL: limits.h(0p)
 MAX_DIGITS: Final = 15  # of a number in a root
-MAX_VERSION: Final = 255  # characters of a version: it is the name of a directory
+MAX_OVER_BYTES: Final = 4096  # of some names of versions
 
 
 class Relic(NamedTuple):
@@ -178,12 +178,12 @@ def _inodes(
     return tuple((one.st_dev, one.st_ino) for one in facts)
 
 
-def _passed_over(path: str) -> str:
-    """Return the version that a file names; empty if it names none."""
+def _passed_over(path: str) -> tuple[str, ...]:
+    """Return the versions that a file names, a line each; none if it cannot be believed."""
     try:
-        return _content(path, MAX_VERSION).decode()
+        return tuple(_content(path, MAX_OVER_BYTES).decode().split("\n"))
     except (ValueError, OSError):
-        return ""
+        return ()
 
 
 def is_ours(found: os.stat_result, size_bytes: int) -> int | None:

@@ -46,7 +46,7 @@ class Connection:
         is_held: requests that came were not taken yet.
         is_parked: it waits for its turn among those of its process.
         has_turn: it was woken for its turn; the lock of the process guards both.
-        is_known: ``Connected`` was posted, and the epoll set has it.
+        is_known: ``Connected`` was posted.
     """
 
     __slots__ = (

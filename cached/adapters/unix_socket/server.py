@@ -229,16 +229,17 @@ class UnixSocket:
             connection = Connection(accepted, PeerId(self._last_peer), process)
             self._peers[connection.peer] = self._by_fd[accepted.fileno()] = connection
             self._processes.joined(process)
+            accepted.setblocking(False)
             if process.is_crowded or not process.has_room:
-                process.hold(connection)  # and costs next to nothing until it is its turn
+                process.hold(connection)
+                connection.watched = 0  # its end alone is noticed, until it is its turn
             else:
                 self._introduce(connection)
+            self._epoll.register(accepted, connection.watched)
             process.resume()
 
     def _introduce(self, connection: Connection) -> None:
         connection.is_known = True
-        connection.socket.setblocking(False)
-        self._epoll.register(connection.socket, connection.watched)
         uid, pid = connection.process.key
         connection.process.lane.post(Connected(connection.peer, uid, pid))
 
@@ -261,6 +262,10 @@ class UnixSocket:
         is_alive = False
         connection.process.took_turn(connection)
         if not connection.is_known:
+            if mask & _GONE:  # it has not waited for its turn
+                self._forget(connection)
+                connection.process.resume()
+                return
             self._introduce(connection)
         try:
             with connection.lock:

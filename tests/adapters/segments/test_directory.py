@@ -171,7 +171,7 @@ def test_a_complete_version_is_adopted_as_it_is(root, opened, segments):
         True,
         0,
         True,
-        "",
+        (),
         tuple(
             (found.st_dev, found.st_ino)
             for found in (os.stat(f"{directory}/{path}") for path in DATA)
@@ -471,23 +471,23 @@ def test_versions_that_go_on_together_count_a_shared_file_once(
 
 def test_what_was_passed_over_is_told_for_the_current_version_alone(root, opened, segments):
     two_that_share(segments, NEWER)
-    segments.switch(OLDER, "ffff")
+    segments.switch(OLDER, ("ffff", "dddd"))
     second = opened()
     told = {left.of.version: (left.is_current, left.passed_over) for left in second.found()}
-    assert told == {"eeee": (True, "ffff"), "ffff": (False, "")}
+    assert told == {"eeee": (True, ("ffff", "dddd")), "ffff": (False, ())}
 
     older = next(left for left in second.found() if left.is_current)
     assert older.manifest is not None
     second.create(older.of, older.manifest)
     second.switch(older.of)
-    assert [left.passed_over for left in opened().found()] == ["", ""]
+    assert [left.passed_over for left in opened().found()] == [(), ()]
     assert not list(Path(root, "about").glob("*.over"))
 
 
 def test_what_was_passed_over_goes_with_its_version(root, segments):
     fill(segments)
     segments.publish(OF)
-    segments.switch(OF, "ffff")
+    segments.switch(OF, ("ffff",))
     assert segments.free(OF)
     assert paths(root) == set()
 
