@@ -33,6 +33,11 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _HINT: Final = "write it anew: cached digest URI"
 
 
+def has_list(manifest: Manifest) -> bool:
+    """Return whether the digests of a version come with it."""
+    return any(stored.path == MANIFEST_NAME for stored in manifest.objects)
+
+
 class FileDigests(NamedTuple):
     """One file.
 
@@ -126,8 +131,3 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _refuse(what: str, cause: Exception | None = None) -> NoReturn:
     message = f"{MANIFEST_NAME}: {what}"
     raise DigestsError(message, hint=_HINT) from cause
-
-
-def has_list(manifest: Manifest) -> bool:
-    """Return whether the digests of a version come with it."""
-    return any(stored.path == MANIFEST_NAME for stored in manifest.objects)

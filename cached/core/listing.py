@@ -121,7 +121,7 @@ class Listing:
         self._shelf.changed[event.name] = None
         current = model.current
         is_passed_over = current is not None and version in model.passed_over
-        if model.passed_over and not is_passed_over:
+        if not is_passed_over:
             self._loading.end_rollback(model)
         if current is not None and (current.of.version == version or is_passed_over):
             model.is_confirmed = True

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cached.core.objects import FileRef, Manifest
     from cached.core.shelf import Shelf
 
-MOST_PASSED_OVER = 16
+MOST_PASSED_OVER = 16  # versions, the last that the operator went back from
 PREFETCH_AGAIN_S = 5.0  # doubled with each failure of a prefetch, up to …
 PREFETCH_AGAIN_MAX_S = 300.0
 
@@ -82,11 +82,11 @@ class Loading:
         if not model.is_confirmed:
             model.look_at_s = now_s
 
-    def drop_left(self, model: Model) -> bool:
+    def drop_left(self, model: Model, reason: str = "left") -> bool:
         """Have what an earlier daemon left go, if it has not gone on; return whether any does."""
         left = tuple(model.left)
         for load in left:
-            self._leaving.drop(load, "left")
+            self._leaving.drop(load, reason)
         return bool(left)
 
     def go_back(self, model: Model, version: str) -> None:
@@ -117,12 +117,9 @@ class Loading:
             self._return(model, load)
 
     def end_rollback(self, model: Model) -> None:
-        """The store lists another version than those that the operator went back from.
-
-        Or he has nothing any more to stay at. From now on the store's version counts again.
-        """
-        model.passed_over = ()
-        if model.current is not None:
+        """From now on the version that the store lists counts again."""
+        was_told, model.passed_over = bool(model.passed_over), ()
+        if was_told and model.current is not None:
             self._shelf.effects.append(Publish(model.current.of))  # which tells the next daemon
 
     def _return(self, model: Model, load: Load) -> None:
@@ -339,8 +336,7 @@ class Loading:
                 self._leaving.evict(coming, reason)
             else:
                 self._leaving.drop(coming, reason)
-        for load in tuple(model.left):
-            self._leaving.drop(load, reason)
+        self.drop_left(model, reason)
 
 
 def unknown_version(model: Model, version: str) -> VersionUnknown:

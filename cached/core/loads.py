@@ -333,8 +333,7 @@ class Model:
     @property
     def is_taking_over(self) -> bool:
         """Whether complete versions that an earlier daemon left are not all opened yet."""
-        under_way = [*self.left] if self.coming is None else [self.coming, *self.left]
-        return any(load.is_aside for load in under_way)
+        return any(load is not None and load.is_aside for load in (self.coming, *self.left))
 
     def loads(self) -> Iterator[Load]:
         """Yield all that has memory, or will have: the one to offer first."""
@@ -365,11 +364,6 @@ def _range_of(tensor: Tensor) -> Range:
 def file_bytes(size_bytes: int) -> int:
     """Return what a file takes in memory: whole pages."""
     return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
-
-
-def footprint_bytes(manifest: Manifest) -> int:
-    """Return what a version takes in memory: every file rounded up to pages."""
-    return sum(file_bytes(stored.size_bytes) for stored in manifest.objects)
 
 
 class Limits(NamedTuple):

@@ -99,7 +99,7 @@ class Operating:
         if version is not None:
             self._loading.go_back(model, version)
         else:
-            model.passed_over = ()
+            self._loading.end_rollback(model)
             self._listing.hurry(model, now_s)
             self._listing.refresh(model, now_s)
         current = model.current.of.version if model.current is not None else None

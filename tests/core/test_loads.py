@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cached.core.errors import TensorUnknown
 from cached.core.header import Header, Tensor
-from cached.core.loads import Load, footprint_bytes
 from cached.core.objects import Range, StoredObject
 from tests.fakes.world import BLOCK, header_of, load_of, manifest, stored
+
+if TYPE_CHECKING:
+    from cached.core.loads import Load
 
 LISTING = manifest(stored("a.safetensors", 4), stored("b.txt", 1))
 
@@ -20,7 +24,7 @@ def test_memory_is_counted_in_whole_pages():
         StoredObject("m", "m", 0, '"1"'),
     )
 
-    assert footprint_bytes(listing) == 8192
+    assert load_of(listing).own_bytes() == 8192
 
 
 def test_a_load_has_headers_when_it_is_mappable_and_each_safetensors_file_has_one():
