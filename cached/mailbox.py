@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cached.core.events import Event
 
+    Handled = Callable[[float], None]
 
 MANY: Final = 4  # events that wait in a lane: its origin asks faster than it is answered
 # Before the next event of such a lane. Who waits for the interpreter's lock gets it when its holder
@@ -30,14 +31,15 @@ class Lane:
 
     Args:
         mailbox: that it belongs to.
-        taken: called in the consumer's thread when one was taken out to be handled.
+        handled: called in the consumer's thread when one was handled, with the seconds of processor
+            time that it took.
     """
 
-    __slots__ = ("_mailbox", "_taken", "events")
+    __slots__ = ("_handled", "_mailbox", "events")
 
-    def __init__(self, mailbox: Mailbox, taken: Callable[[], None] | None) -> None:
+    def __init__(self, mailbox: Mailbox, handled: Handled | None) -> None:
         self._mailbox = mailbox
-        self._taken = taken
+        self._handled = handled
         self.events: deque[Event] = deque()
 
     @property
@@ -49,10 +51,10 @@ class Lane:
         """Put an event behind the others of this lane; any thread, but no signal handler."""
         self._mailbox.put(self, event)
 
-    def taken(self) -> None:
-        """Tell that an event was taken; only the mailbox calls it."""
-        if self._taken is not None:
-            self._taken()
+    def handled(self, cost_s: float) -> None:
+        """Tell that an event was handled; only the mailbox calls it."""
+        if self._handled is not None:
+            self._handled(cost_s)
 
 
 class Mailbox:
@@ -65,6 +67,7 @@ class Mailbox:
         self._own: deque[Event] = deque()
         self._lock = threading.Lock()  # of the lanes
         self._lanes: deque[Lane] = deque()  # those with events, whose turn is next first
+        self._last: tuple[Lane, float] | None = None  # whose event is handled, and since when
         self.count: Callable[[], int] = self._tokens.qsize
 
     def post(self, event: Event) -> None:
@@ -72,9 +75,9 @@ class Mailbox:
         self._own.append(event)
         self._tokens.put(None)
 
-    def lane(self, taken: Callable[[], None] | None = None) -> Lane:
+    def lane(self, handled: Handled | None = None) -> Lane:
         """Return a new lane; see ``Lane``."""
-        return Lane(self, taken)
+        return Lane(self, handled)
 
     def put(self, lane: Lane, event: Event) -> None:
         """Put an event behind the others of a lane."""
@@ -85,7 +88,14 @@ class Mailbox:
         self._tokens.put(None)
 
     def take(self, timeout_s: float | None) -> Event | None:
-        """Return the next event; None when ``timeout_s`` (None: never) passed without one."""
+        """Return the next event; None when ``timeout_s`` (None: never) passed without one.
+
+        That it is called again says that the one before was handled.
+        """
+        if self._last is not None:
+            lane, began_s = self._last
+            self._last = None
+            lane.handled(time.thread_time() - began_s)
         try:
             self._tokens.get(timeout=timeout_s)
         except Empty:
@@ -97,7 +107,7 @@ class Mailbox:
             event = lane.events.popleft()
             if lane.events:
                 self._lanes.append(lane)
-        lane.taken()
         if lane.count >= MANY:
             time.sleep(PAUSE_S)
+        self._last = lane, time.thread_time()
         return event

@@ -61,16 +61,23 @@ def test_lanes_take_turns_and_the_daemons_own_events_come_first(steps):
         assert [lane.count for lane in lanes.values()] == [len(model[at]) for at in range(1, 5)]
 
 
-def test_whoever_made_a_lane_is_told_when_an_event_was_taken():
+def test_whoever_made_a_lane_is_told_when_an_event_was_handled_and_what_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    took_s = iter([1.0, 1.5, 2.0, 2.0, 3.0, 5.0])
+    monkeypatch.setattr(time, "thread_time", lambda: next(took_s))
     mailbox = Mailbox()
-    left = []
-    lane = mailbox.lane(lambda: left.append(lane.count))
+    told = []
+    lane = mailbox.lane(lambda cost_s: told.append((lane.count, cost_s)))
     for number in range(3):
         lane.post(event(1, number))
     for _ in range(3):
         mailbox.take(0)
+    mailbox.post(events.Ticked())
+    mailbox.take(0)
+    mailbox.take(0)
 
-    assert left == [2, 1, 0]
+    assert told == [(2, 0.5), (1, 0.0), (0, 2.0)]
 
 
 def test_other_threads_get_on_while_one_origin_asks_much(monkeypatch: pytest.MonkeyPatch):

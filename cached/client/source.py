@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cached.client.mappings import Lease
     from cached.client.spans import Range
 
-RANGES_PER_REQUEST = 8192  # 64 bytes each: well below the longest request
-
 
 class There(NamedTuple):
     """What is there, and in which mappings.
@@ -117,8 +115,8 @@ class DaemonSource:
     def wait(self, ranges: Sequence[Range], deadline: Deadline, what: str) -> There:
         """Wait for byte ranges."""
         there = There(self.files, is_all=False)
-        for start in range(0, len(ranges), RANGES_PER_REQUEST):
-            batch: dict[str, object] = {"ranges": ranges[start : start + RANGES_PER_REQUEST]}
+        for start in range(0, len(ranges), wire.MAX_RANGES):
+            batch: dict[str, object] = {"ranges": ranges[start : start + wire.MAX_RANGES]}
             reply, files = self._call("wait", batch, deadline, what)
             if files is not there.files and start:
                 return self.wait(ranges, deadline, what)  # the first are to be waited for again

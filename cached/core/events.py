@@ -27,7 +27,7 @@ class Connected(NamedTuple):
 
     Attributes:
         uid: of the peer process, from ``SO_PEERCRED``.
-        pid: the same; for the log only.
+        pid: the same; 0 of one that is not seen from here.
     """
 
     peer: PeerId

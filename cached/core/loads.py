@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.core import lifecycle
 from cached.core.errors import BadRequest, TensorUnknown
+from cached.core.manifest import MAX_PATH_BYTES
 from cached.core.objects import Range
 
 if TYPE_CHECKING:
@@ -220,20 +221,25 @@ class Load:
         for index, header in self.headers.items():
             for name in homes.keys() & header.tensors.keys():
                 homes[name].append(index)
-        return [self._tensor_range(name, found) for name, found in homes.items()]
+        by_path = {self.manifest.objects[index].path: index for index in self.headers}
+        return [self._tensor_range(name, found, by_path) for name, found in homes.items()]
 
-    def _tensor_range(self, name: str, homes: list[int]) -> tuple[int, Range]:
+    def _tensor_range(
+        self, name: str, homes: list[int], by_path: Mapping[str, int]
+    ) -> tuple[int, Range]:
         if len(homes) > 1:
             message = f"{self.of.name} has {len(homes)} tensors named {name[:128]!r}"
             several = ", ".join(f"{self.manifest.objects[at].path}::{name}" for at in homes)
             raise TensorUnknown(message, hint=f"name one of them: {several[:400]}")
         if homes:
             return homes[0], _range_of(self.headers[homes[0]].tensors[name])
-        for index, header in self.headers.items():
-            prefix = f"{self.manifest.objects[index].path}::"
-            tensor = header.tensors.get(name[len(prefix) :])
-            if tensor is not None and name.startswith(prefix):
+        at = name.find("::")
+        while 0 <= at <= MAX_PATH_BYTES:
+            index = by_path.get(name[:at], -1)
+            tensor = self.headers[index].tensors.get(name[at + 2 :]) if index >= 0 else None
+            if tensor is not None:
                 return index, _range_of(tensor)
+            at = name.find("::", at + 1)
         message = f"{self.of.name} has no tensor named {name[:128]!r}"
         raise TensorUnknown(message, hint=self._names_hint())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cached.core import wire
 from cached.core.errors import BadRequest
@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from cached.core.errors import CachedError
     from cached.core.loads import Load
     from cached.core.objects import FileRef, PeerId, Range
+    from cached.core.shares import Shares
 
     Answer = tuple[dict[str, object], tuple[FileRef, ...]]
     Ask = Callable[[], Answer | None]
     Wants = Sequence[tuple[int, Range]]
+
+MAX_WAITING: Final = 1 << 18  # ranges that are waited for, of all peers: 180 bytes each
+COST: Final = 16  # of a request that waits, in ranges
 
 
 class Waiter(NamedTuple):
@@ -34,50 +38,70 @@ class Waiter(NamedTuple):
     answer: Ask
     wants: Wants = ()
 
+    @property
+    def cost(self) -> int:
+        """What it takes of what may wait."""
+        return COST + len(self.wants)
+
 
 class Peer:
     """One connection.
 
+    Args:
+        process: uid and pid of it.
+        waiting: what processes have of what may wait for an answer.
+
     Attributes:
         lease: the load it holds; None before ``open``.
         is_opening: an ``open`` is not answered yet.
-        ranges: how many it waits for, in all its requests.
     """
 
-    __slots__ = ("has_greeted", "is_opening", "lease", "ranges", "uid")
+    __slots__ = ("_waiting", "has_greeted", "is_opening", "lease", "process")
 
-    def __init__(self, uid: int, *, has_greeted: bool = False) -> None:
-        self.uid = uid
+    def __init__(
+        self, process: tuple[int, int], waiting: Shares, *, has_greeted: bool = False
+    ) -> None:
+        self.process = process
+        self._waiting = waiting
         self.has_greeted = has_greeted
         self.lease: Load | None = None
         self.is_opening = False
-        self.ranges = 0
 
-    def want(self, load: Load, wants: Wants) -> None:
-        """Have ranges of the leased load fetched before all that nobody waits for.
+    @property
+    def uid(self) -> int:
+        """Of the process."""
+        return self.process[0]
+
+    def began(self, waiter: Waiter) -> None:
+        """Have what a request wants fetched before all that nobody waits for; ``ended`` follows.
 
         Raises:
-            BadRequest: there are no such bytes, or the peer waits for too much. Nothing changed.
+            BadRequest: there are no such bytes, or the process waits for too much. Nothing changed.
         """
-        load.check_ranges(wants)
-        if self.ranges + len(wants) > wire.MAX_RANGES_WAITING:
+        if self.lease is not None:
+            self.lease.check_ranges(waiter.wants)
+        if not self._waiting.take(self.process, waiter.cost):
+            waits = self._waiting.of(self.process) + waiter.cost
+            left = self._waiting.free - waiter.cost
             message = (
-                f"this connection waits for {self.ranges} ranges already: "
-                f"at most {wire.MAX_RANGES_WAITING} are allowed"
+                f"process {self.process[1]} would wait for {waits} (each range counts 1, each "
+                f"request {COST}): more than the {left} that would be left"
             )
             raise BadRequest(message, hint="wait for the answers to earlier requests")
-        for index, span in wants:
-            load.planner.want(index, span.start, span.stop)
-        self.ranges += len(wants)
+        if waiter.op == "open":
+            self.is_opening = True
+        if self.lease is not None:
+            for index, span in waiter.wants:
+                self.lease.planner.want(index, span.start, span.stop)
 
     def ended(self, waiter: Waiter) -> None:
         """Take back what a request of this peer that waits no more had asked for."""
+        self._waiting.give_back(self.process, waiter.cost)
         if waiter.op == "open":
             self.is_opening = False
         if self.lease is not None:
             for index, span in waiter.wants:
                 self.lease.planner.give_up(index, span.start, span.stop)
-        self.ranges -= len(waiter.wants)
 
 
 def refusal(error: CachedError) -> Answer:

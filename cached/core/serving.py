@@ -21,7 +21,8 @@ from cached.core.loading import unknown_version
 from cached.core.loads import Load
 from cached.core.objects import FileRef, PeerId
 from cached.core.operating import EVERY
-from cached.core.peers import Peer, Waiter, refusal
+from cached.core.peers import MAX_WAITING, Peer, Waiter, refusal
+from cached.core.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,9 @@ class Serving:
         self._leaving = leaving
         self._operating = operating
         self._about = about
-        self._peers: dict[PeerId, Peer] = {LOCAL: Peer(about.owner_uid, has_greeted=True)}
+        self._waiting = Shares(MAX_WAITING)
+        daemon = (about.owner_uid, about.pid)
+        self._peers: dict[PeerId, Peer] = {LOCAL: Peer(daemon, self._waiting, has_greeted=True)}
         self._waiters: dict[str, list[Waiter]] = {}
         self._operations: dict[str, Callable[[Peer, Requested, float], None]] = {
             "hello": self._hello,
@@ -89,7 +92,7 @@ class Serving:
 
     def connected(self, event: Connected) -> None:
         """Get to know a peer."""
-        self._peers[event.peer] = Peer(event.uid)
+        self._peers[event.peer] = Peer((event.uid, event.pid), self._waiting)
 
     def disconnected(self, peer_id: PeerId, now_s: float) -> None:
         """End its lease and forget its requests."""
@@ -158,6 +161,7 @@ class Serving:
 
     def _answer_or_wait(self, event: Requested, name: str, ask: Ask, wants: Wants = ()) -> None:
         waiter = Waiter(event.peer, event.request_id, event.op, ask, wants)
+        self._peers[event.peer].began(waiter)
         if not self._try(waiter):
             self._waiters.setdefault(name, []).append(waiter)
 
@@ -196,7 +200,6 @@ class Serving:
                 return None
             return self._grant(peer, event.peer, load)
 
-        peer.is_opening = True
         self._answer_or_wait(event, model.ref.name, answer)
 
     def _finder(
@@ -260,7 +263,6 @@ class Serving:
         load = self._lease(peer)
         ranges = wire.ranges(event.fields)
         wants = ranges or []
-        peer.want(load, wants)
         missing = wants[::-1]
 
         def answer() -> Answer | None:

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PROTOCOL: Final = (1, 1)
-MAX_REQUEST_BYTES: Final = 1 << 20
+# What a request may hold costs others some 2 ms: so long one thread of the daemon looks at it.
+MAX_REQUEST_BYTES: Final = 128 << 10
+MAX_VALUES: Final = 8192  # in a request: names, numbers, lists
+MAX_NAMES: Final = 1024  # of one open; our client waits for more once it is open
+MAX_RANGES: Final = 512  # of one wait; ours of longer lists come in several
 MAX_REPLY_BYTES: Final = 64 << 20
 MAX_DESCRIPTORS: Final = 128
 MAX_OUTSTANDING: Final = 16  # 60 us each: so long a peer that floods may hold up all others
-MAX_RANGES: Final = 8192  # of one wait; ours of longer lists come in several
-MAX_RANGES_WAITING: Final = 4 * MAX_RANGES  # of one connection, about 6 MiB of memory
 MAX_DEPTH: Final = 8  # of lists and objects in a frame; ours need 4
 LENGTH_BYTES: Final = 4
 MAX_NUMBER: Final = 2**53 - 1
@@ -46,17 +48,27 @@ class FrameBuffer:
 
     Args:
         limit_bytes: the longest body that is taken.
+        limit_values: and the most values that may be in it; None: as many as fit.
     """
 
-    __slots__ = ("_buffer", "_limit_bytes")
+    __slots__ = ("_buffer", "_limit_bytes", "_limit_values")
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, limit_values: int | None = None) -> None:
         self._limit_bytes = limit_bytes
+        self._limit_values = limit_values
         self._buffer = bytearray()
+
+    def __len__(self) -> int:
+        """Return how many bytes are kept."""
+        return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes as they come, in pieces of any size."""
         self._buffer += data
+
+    def clear(self) -> None:
+        """Forget what came."""
+        self._buffer.clear()
 
     def next_frame(self) -> dict[str, object] | None:
         """Return the next whole frame; None if there is none yet.
@@ -75,6 +87,9 @@ class FrameBuffer:
             return None
         raw = bytes(self._buffer[LENGTH_BYTES:stop])
         del self._buffer[:stop]
+        if self._limit_values is not None and _most_values(raw) > self._limit_values:
+            message = f"frame holds more than {self._limit_values} values"
+            raise FrameError(message)
         try:
             body = _DECODER.decode(raw.decode())  # json.loads would guess UTF-16 and UTF-32
         except (ValueError, RecursionError) as error:
@@ -91,6 +106,11 @@ class FrameBuffer:
     def __iter__(self) -> Iterator[dict[str, object]]:
         while (frame := self.next_frame()) is not None:
             yield frame
+
+
+def _most_values(raw: bytes) -> int:
+    """Return how many values JSON can hold, at the most; each stands behind one of these."""
+    return sum(map(raw.count, (b",", b":", b"[", b"{")))
 
 
 def _is_deep(body: dict[str, object]) -> bool:
@@ -189,6 +209,9 @@ def names(fields: Mapping[str, object], key: str) -> tuple[str, ...] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _wrong(key, "a list of names", value)
+    if len(value) > MAX_NAMES:
+        message = f"{key} must be at most {MAX_NAMES} names, were {len(value)}"
+        raise BadRequest(message, hint="wait for the others once the model is open")
     return tuple(value)
 
 

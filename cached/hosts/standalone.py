@@ -8,6 +8,7 @@ first GET has ended, or nothing is to be fetched, and in any case soon.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 # After the first listing was asked for. It has mostly ended by then, and GETs are under way; if
 # the store hangs, probes are answered nevertheless (Kubernetes gives them 1 s).
 HTTP_LATEST_S = 0.3
+GARBAGE = 20_000  # objects, between two looks for cycles
 MAX_MODELS_NAMED = 8  # where a probe is told why the daemon is not ready
 
 
@@ -193,7 +195,7 @@ def _serve(
     open_files = raise_open_files()
     mailbox = Mailbox()
     stack.callback(drain_on_signals(mailbox.post))  # before anybody can see the socket, and stop us
-    workers = UnixSocket(listen(config.socket, config.socket_mode), mailbox.lane)
+    workers = UnixSocket(listen(config.socket, config.socket_mode), mailbox.lane, clock)
     stack.callback(workers.stop)
     directory_mode = _directory_mode(config.socket_mode)
     segments = open_segments(config.segments, config.segment_root, dir_mode=directory_mode)
@@ -238,6 +240,7 @@ def _serve(
     workers.start()
     if not any(ref.prefetch for ref in config.models):
         http.now()
+    settle_heap()
     daemon.run()
     writer.write("info", "daemon stopped", uptime_s=round(clock.now_s() - began_s, 3))
 
@@ -257,6 +260,16 @@ def _told(config: Config) -> dict[str, object]:
         "models": len(config.models),
         "verify": config.verify,
     }
+
+
+def settle_heap() -> None:
+    """Spare what is there from now on, and short-lived lists, from the collector of cycles.
+
+    A full collection holds up all threads for 10 ms and more, and a request of a few thousand lists
+    is enough for one.
+    """
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
 
 def raise_open_files() -> int:
@@ -365,6 +378,7 @@ def _http(  # noqa: PLR0913, PLR0917 - called in one place
 
     def start() -> None:
         server.start()
+        settle_heap()  # aiohttp is half of it
         writer.write("info", "http started", host=server.host, port=server.port)
 
     return HttpStart(start)

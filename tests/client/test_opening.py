@@ -129,6 +129,29 @@ def test_open_until_ready_returns_when_all_is_there(serve: Serve, call: Calls):
     assert cached.open("m", until="ready", tensors=["x"]).path
 
 
+def test_tensors_beyond_those_that_fit_a_request_are_waited_for_once_it_is_open(
+    serve: Serve, call: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cached.core.wire.MAX_NAMES", 1)
+    daemon = serve(GatedStore(FILES, ["x.safetensors"]))
+    opening = call(cached.open, "m", until="ready", tensors=["x.pad", "x"])
+    with pytest.raises(TimedOut, match="for tensor 'x' of m"):
+        cached.open("m", timeout_s=0.5, until="ready", tensors=["x.pad", "x"])
+    cached.open("m", timeout_s=WAIT_S, tensors=["x.pad", "x"]).close()
+    daemon.store.release("x.safetensors")
+    with opening.result(WAIT_S) as model:
+        assert bytes(model["x"]) == PAYLOAD
+    for until in ("header", "ready"):
+        with pytest.raises(TensorUnknown, match="no tensor named 'y'"):
+            cached.open("m", until=until, tensors=["x", "y"])
+
+
+def test_names_too_long_for_one_request_are_named_in_part(serve: Serve):
+    serve(GatedStore(FILES))
+    with pytest.raises(TensorUnknown, match="no tensor named 'yyy"):
+        cached.open("m", tensors=["x", "y" * 100_000])
+
+
 def test_the_socket_may_be_named_in_the_call(serve: Serve, monkeypatch: pytest.MonkeyPatch):
     daemon = serve(GatedStore(FILES))
     monkeypatch.setenv("CACHED_SOCKET", "/nowhere")

@@ -418,7 +418,7 @@ def test_a_model_that_is_closed_while_the_daemon_is_found_again_keeps_no_lease(
 def test_ranges_are_waited_for_again_when_the_daemon_was_another_half_way(
     scripts: Scripts, call: Calls, content: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cached.client.source.RANGES_PER_REQUEST", 1)
+    monkeypatch.setattr("cached.core.wire.MAX_RANGES", 1)
     opening = call(cached.open, "m", timeout_s=WAIT_S)
     daemon = scripts.accept()
     grant(daemon, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from cached.core import effects, wire
 from cached.core.errors import BadRequest, LoadFailed
 from cached.core.objects import PeerId, Range
-from cached.core.peers import Peer, Waiter, refusal
+from cached.core.peers import COST, MAX_WAITING, Peer, Waiter, refusal
+from cached.core.shares import Shares
 from tests.fakes.world import BLOCK, OWNER, World, load_of, manifest, stored
 
 if TYPE_CHECKING:
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 ONE = manifest(stored("b.txt", 40))
 
 
-def leasing() -> tuple[Peer, Load]:
+def leasing(waiting: Shares | None = None) -> tuple[Peer, Load]:
     load = load_of(ONE)
-    peer = Peer(OWNER)
+    peer = Peer((OWNER, 1), waiting or Shares(MAX_WAITING))
     peer.lease = load
     return peer, load
 
@@ -30,28 +32,47 @@ def waiter(op: str, wants: list[tuple[int, Range]]) -> Waiter:
 
 
 def test_what_was_wanted_is_given_up_with_the_request():
-    peer, load = leasing()
-    wants = [(0, Range(0, 1)), (0, Range(5, 9))]
-    peer.want(load, wants)
-    wanted = load.planner.has_wants
-    peer.ended(waiter("wait", wants))
-    assert (wanted, load.planner.has_wants, peer.ranges) == (True, False, 0)
+    peer, load = leasing(waiting := Shares(MAX_WAITING))
+    waits = waiter("wait", [(0, Range(0, 1)), (0, Range(5, 9))])
+    peer.began(waits)
+    assert (load.planner.has_wants, waiting.of(peer.process)) == (True, COST + 2)
+    peer.ended(waits)
+    assert (load.planner.has_wants, waiting.of(peer.process)) == (False, 0)
 
 
 def test_a_refused_want_changes_nothing():
-    peer, load = leasing()
+    peer, load = leasing(waiting := Shares(1000))
     for wants in ([(0, Range(0, 1)), (1, Range(0, 1))], [(0, Range(0, 41 * BLOCK))]):
         with pytest.raises(BadRequest):
-            peer.want(load, wants)
-    with pytest.raises(BadRequest, match="ranges already"):
-        peer.want(load, [(0, Range(0, 1))] * (wire.MAX_RANGES_WAITING + 1))
-    assert (peer.ranges, load.planner.has_wants) == (0, False)
+            peer.began(waiter("wait", wants))
+    with pytest.raises(BadRequest, match="would wait for 501"):
+        peer.began(waiter("wait", [(0, Range(0, 1))] * (501 - COST)))
+    assert (waiting.of(peer.process), load.planner.has_wants) == (0, False)
+
+
+def test_what_one_process_waits_for_over_many_connections_leaves_room_for_others():
+    waiting = Shares(1000)
+    crowd = [Peer((OWNER, 1), waiting) for _ in range(100)]
+    begun = []
+    for peer in crowd:
+        with contextlib.suppress(BadRequest):
+            peer.began(waiter("status", []))
+            begun.append(peer)
+    assert len(begun) == 500 // COST
+    other = Peer((OWNER, 2), waiting)
+    other.began(waiter("status", []))
+    for peer in begun:
+        peer.ended(waiter("status", []))
+    other.ended(waiter("status", []))
+    assert waiting.free == 1000
 
 
 def test_after_an_open_another_may_follow():
-    peer = Peer(OWNER)
-    peer.is_opening = True
-    peer.ended(waiter("open", []))
+    peer = Peer((OWNER, 1), Shares(MAX_WAITING))
+    first = waiter("open", [])
+    peer.began(first)
+    assert peer.is_opening
+    peer.ended(first)
     assert not peer.is_opening
 
 

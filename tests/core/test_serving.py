@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cached.core import effects, events, wire
+from cached.core import effects, events, serving
 from cached.core.errors import BadReply, StoreUnavailable
 from cached.core.loads import Load
 from cached.core.objects import PeerId, Range, VersionRef
+from cached.core.peers import COST
 from tests.fakes.world import BLOCK, OWNER, World, manifest, stored
 
 if TYPE_CHECKING:
@@ -244,8 +245,8 @@ def ones(start: int, count: int) -> list[list[int]]:
     return [[A, 9 * BLOCK + 2 * at, 9 * BLOCK + 2 * at + 1] for at in range(start, start + count)]
 
 
-def test_the_ranges_that_one_connection_waits_for_are_bounded(monkeypatch):
-    monkeypatch.setattr(wire, "MAX_RANGES_WAITING", 100)
+def test_the_ranges_that_one_process_waits_for_are_bounded(monkeypatch):
+    monkeypatch.setattr(serving, "MAX_WAITING", 2 * (100 + 2 * COST))
     world, peer = loading()
     first = world.ask(peer, "wait", ranges=ones(0, 60))
     assert world.answer(first) is None

@@ -157,6 +157,44 @@ def test_a_frame_that_is_too_long_is_refused_before_it_has_come():
         frames.next_frame()
 
 
+@pytest.mark.parametrize(
+    "value", [[0] * 8200, [[]] * 4200, {str(at): 0 for at in range(4200)}, [{}] * 4200]
+)
+def test_a_request_of_many_values_is_refused_before_it_is_read(
+    value: object, monkeypatch: pytest.MonkeyPatch
+):
+    """Each takes time to be made, which others wait for."""
+    frames = wire.FrameBuffer(wire.MAX_REQUEST_BYTES, wire.MAX_VALUES)
+    frames.feed(wire.encode({"a": value}))
+    monkeypatch.setattr(wire, "_DECODER", None)
+    with pytest.raises(FrameError, match="more than 8192 values"):
+        frames.next_frame()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tensors": ["layers::of:a,name"] * wire.MAX_NAMES},
+        {"ranges": [[0, 1 << 50, 1 << 51]] * wire.MAX_RANGES},
+        {"files": list(range(wire.MAX_DESCRIPTORS))},
+    ],
+)
+def test_the_longest_of_each_list_fits_a_request(fields: dict[str, object]):
+    frames = wire.FrameBuffer(wire.MAX_REQUEST_BYTES, wire.MAX_VALUES)
+    frames.feed(wire.encode({"id": 1, "op": "open", **fields}))
+    body = frames.next_frame()
+    assert body is not None
+    if "tensors" in fields:
+        assert len(wire.names(body, "tensors") or ()) == wire.MAX_NAMES
+    if "ranges" in fields:
+        assert len(wire.ranges(body) or ()) == wire.MAX_RANGES
+
+
+def test_more_names_than_the_limit_are_refused():
+    with pytest.raises(BadRequest, match="at most 1024 names, were 1025"):
+        wire.names({"tensors": ["x"] * 1025}, "tensors")
+
+
 def test_frames_are_compact_and_plain_text():
     assert wire.encode({"id": 1, "name": "ä"}) == b'\0\0\0\x18{"id":1,"name":"\\u00e4"}'
 
@@ -327,7 +365,7 @@ def test_a_refusal_shows_nothing_of_what_is_nested():
 def test_more_ranges_than_the_limit_are_refused():
     most = [[0, at, at + 1] for at in range(wire.MAX_RANGES)]
     assert wire.ranges({"ranges": most}) == [(0, Range(at, stop)) for _, at, stop in most]
-    with pytest.raises(BadRequest, match="at most 8192"):
+    with pytest.raises(BadRequest, match="at most 512"):
         wire.ranges({"ranges": [*most, [0, 0, 1]]})
 
 

@@ -6,6 +6,7 @@ They go on until their input ends, then print how often they did what they do.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import select
@@ -15,16 +16,28 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
-from cached.core.wire import MAX_REPLY_BYTES, FrameBuffer, encode
+from cached.core.wire import (
+    MAX_DESCRIPTORS,
+    MAX_NAMES,
+    MAX_NUMBER,
+    MAX_RANGES,
+    MAX_REPLY_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_VALUES,
+    FrameBuffer,
+    encode,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 HELLO = encode({"id": 1, "op": "hello", "protocol": [1, 1], "client": "hostile"})
 STATUS = encode({"id": 2, "op": "status"})
 OPEN = encode({"id": 3, "op": "open", "model": "good"})
 HELD = 60
 CROWD = 100
+HEAVY = 8
+HOARDED = 300
 AHEAD = 16  # requests on a connection: as many as the daemon takes
 
 
@@ -117,6 +130,67 @@ def crowd(address: str) -> int:
             count += answers
 
 
+def heavy(address: str) -> int:
+    """Send what takes longest to be read and answered, on a few connections; read what comes."""
+    frames = [
+        encode({"id": 4, "op": "status", "more": [[]] * (MAX_VALUES // 2 - 20)}),
+        encode(
+            {"id": 4, "op": "status", "more": {str(at): 0 for at in range(MAX_VALUES // 2 - 20)}}
+        ),
+        encode({"id": 4, "op": "status", "more": "\n" * (MAX_REQUEST_BYTES // 2 - 99)}),
+        encode({"id": 4, "op": "open", "model": "good", "tensors": ["x::y"] * MAX_NAMES}),
+        encode({"id": 4, "op": "wait", "ranges": [[0, at, at + 1] for at in range(MAX_RANGES)]}),
+        encode({"id": 4, "op": "wait", "ranges": [[0, 0, MAX_NUMBER]] * MAX_RANGES}),
+    ]
+    if "ONLY" in os.environ:
+        frames = [frames[int(os.environ["ONLY"])]]
+    return sum(pestered(address, HEAVY, frames))
+
+
+def pestered(address: str, count: int, frames: list[bytes]) -> Iterator[int]:
+    """Ask on a few connections, each time for something else, and yield answers as they come."""
+    socks = [connected(address) for _ in range(count)]
+    for sock in socks:
+        sock.settimeout(5)
+        sock.sendall(HELLO + OPEN)
+    for number in itertools.count():
+        if is_over():
+            return
+        for sock in socks:
+            sock.sendall(frames[number % len(frames)])
+        for sock in socks:
+            yield bool(sock.recv(1 << 18))
+
+
+def hoard(address: str) -> int:
+    """Begin long requests on many connections, and never end them."""
+    return kept(address, HOARDED, HELLO + struct.pack(">I", MAX_REQUEST_BYTES) + b"x" * (60 << 10))
+
+
+def grab(address: str) -> int:
+    """Have descriptors sent on many connections, and receive none of them."""
+    ask = encode({"id": 4, "op": "descriptors", "files": [0] * MAX_DESCRIPTORS})
+    return kept(address, CROWD, HELLO + OPEN + ask * 14)
+
+
+def kept(address: str, count: int, sent: bytes) -> int:
+    """Say something on many connections, read nothing; make those anew that are closed."""
+    poll = select.epoll()
+    socks: dict[int, socket.socket] = {}
+    made = 0
+    while not is_over():
+        with contextlib.suppress(OSError):
+            while len(socks) < count:
+                sock = connected(address)
+                socks[sock.fileno()] = sock
+                poll.register(sock, 0)  # its end alone
+                made += 1
+                sock.sendall(sent)
+        for fd, _ in poll.poll(0.01):
+            socks.pop(fd).close()
+    return made
+
+
 def knock(address: str) -> int:
     """Come, say hello, hear the answer, go."""
     count = 0
@@ -148,6 +222,9 @@ KINDS: dict[str, Callable[[str], int]] = {
     "crowd": crowd,
     "knock": knock,
     "besiege": besiege,
+    "heavy": heavy,
+    "hoard": hoard,
+    "grab": grab,
 }
 
 if __name__ == "__main__":

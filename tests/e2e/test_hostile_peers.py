@@ -39,6 +39,9 @@ MANY = {
     "crowd": 1000,
     "knock": 1000,
     "besiege": 1000,
+    "heavy": 100,
+    "hoard": 300,
+    "grab": 100,
 }
 
 
@@ -90,8 +93,8 @@ def p99(seconds: list[float]) -> float:
 @pytest.mark.fault
 @pytest.mark.parametrize(
     "kinds",
-    [("flood", "babble", "hold"), ("crowd",), ("besiege",), ("knock",)],
-    ids=["deaf and garbled", "crowd", "besiege", "knock"],
+    [("flood", "babble", "hold"), *((kind,) for kind in sorted(MANY))],
+    ids="+".join,
 )
 def test_hostile_peers_hold_up_nobody_and_cost_little_memory(
     daemon: Daemons, tiny: Path, kinds: tuple[str, ...]

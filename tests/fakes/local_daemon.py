@@ -150,7 +150,7 @@ class LocalDaemon:
         self.mailbox = Mailbox()
         clock = SystemClock()
         self._segments = DirectorySegments(str(directory / root))
-        self._workers = UnixSocket(listen(self.address), self.mailbox.lane)
+        self._workers = UnixSocket(listen(self.address), self.mailbox.lane, clock)
         self._inquiries = Inquiries(self.mailbox.lane().post, self._workers)
         ports = Ports(
             checksums=Checksums(),

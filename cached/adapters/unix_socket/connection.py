@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
 import select
 import socket
-import termios
 import threading
 from typing import TYPE_CHECKING
 
@@ -19,6 +17,7 @@ from cached.core.wire import (
     MAX_OUTSTANDING,
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
+    MAX_VALUES,
     FrameBuffer,
     encode,
     error_body,
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 # Of replies that wait behind one that the kernel has not taken whole, when the next one comes:
 # thousands of small ones, so that only a peer that does not read gets there.
 MAX_WAITING_BYTES = 256 << 10
-# Of one peer: the kernel counts those of all against RLIMIT_NOFILE (unix(7), ETOOMANYREFS).
-MAX_UNREAD_DESCRIPTORS = 512
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
@@ -47,11 +44,13 @@ class Connection:
         is_parked: it waits for its turn among those of its process.
         has_turn: it was woken for its turn; the lock of the process guards both.
         is_known: ``Connected`` was posted.
+        buffered_bytes: of requests that were not taken yet, as they are counted for its process.
+        unread_descriptors: that were sent and not received yet; only in_flight.py touches it.
     """
 
     __slots__ = (
         *("frames", "has_turn", "is_held", "is_known", "is_open", "is_parked", "lock"),
-        *("outstanding", "partial_bytes", "peer", "process", "socket", "unread_descriptors"),
+        *("buffered_bytes", "outstanding", "peer", "process", "socket", "unread_descriptors"),
         *("unsent", "waiting_bytes", "watched"),
     )
 
@@ -59,11 +58,11 @@ class Connection:
         self.socket = accepted
         self.peer = peer
         self.process = process
-        self.frames = FrameBuffer(MAX_REQUEST_BYTES)
+        self.frames = FrameBuffer(MAX_REQUEST_BYTES, MAX_VALUES)
         self.lock = threading.Lock()
         self.unsent = bytearray()
         self.outstanding = 0
-        self.partial_bytes = 0
+        self.buffered_bytes = 0
         self.waiting_bytes = 0
         self.unread_descriptors = 0
         self.watched = IN
@@ -92,18 +91,10 @@ class Connection:
             self.waiting_bytes += len(frame)
         else:
             self.waiting_bytes = 0
-            if descriptors and not self._may_carry(len(descriptors)):
-                return False
             with contextlib.suppress(BlockingIOError):
                 sent = self.socket.sendmsg([frame], _ancillary(descriptors), socket.MSG_NOSIGNAL)
         self.unsent += memoryview(frame)[sent:]
         return sent > 0 or not descriptors
-
-    def _may_carry(self, count: int) -> bool:
-        if fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0") == b"\0\0\0\0":
-            self.unread_descriptors = 0  # the peer has received all that was sent
-        self.unread_descriptors += count
-        return self.unread_descriptors <= MAX_UNREAD_DESCRIPTORS
 
     def flush(self) -> None:
         """Send what was left as far as it goes."""
@@ -144,7 +135,8 @@ class Connection:
 def too_many(descriptors: tuple[int, ...]) -> DaemonUnavailable:
     """Return why descriptors cannot be sent: unix(7), ETOOMANYREFS."""
     message = f"cannot send {len(descriptors)} files: too many are sent that nobody received yet"
-    return DaemonUnavailable(message, hint="raise the daemon's limit of open files (ulimit -n)")
+    hint = "receive what was sent; or raise the daemon's limit of open files (ulimit -n)"
+    return DaemonUnavailable(message, hint=hint)
 
 
 def _ancillary(descriptors: tuple[int, ...]) -> list[tuple[int, int, array.array[int]]]:

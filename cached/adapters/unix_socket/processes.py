@@ -3,14 +3,18 @@
 A process may have ``MAX_AHEAD`` requests in the mailbox, over all its connections. What comes
 beyond stays unread until the mailbox has taken some of them; then each connection that waits has
 one request read, and waits again. So a process with a thousand connections costs the others no
-more than one with a single one.
+more than one with a single one. And one whose requests take long to be read or to be handled rests
+after each, three times as long as that took.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cached.core.errors import FrameError
+from cached.core.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,8 +22,31 @@ if TYPE_CHECKING:
     from cached.adapters.unix_socket.connection import Connection
     from cached.ports import Lane
 
+# Of requests that were not taken yet, of all together; core/shares.py says what one may have.
+MAX_BUFFERED_BYTES: Final = 32 << 20
 MAX_AHEAD: Final = 16
 RESUME_AT: Final = 4  # so many are left when others are let in: not one at a time
+LONG_S: Final = 0.0003  # of processor time: most requests take a third of it
+REST: Final = (
+    3  # times what a long one took: a quarter of the time is the most that one process gets
+)
+
+
+class Hooks(NamedTuple):
+    """What processes need of the outside.
+
+    Attributes:
+        lane: makes a lane in the mailbox; what it is given is called when an event was handled,
+            with the seconds of processor time that it took.
+        wake: has connections looked at whose turn it is; from any thread.
+        rests: has ``resume`` of a process called when it rests no more; from any thread.
+        now_s: monotonic.
+    """
+
+    lane: Callable[[Callable[[float], None]], Lane]
+    wake: Callable[[Sequence[Connection]], None]
+    rests: Callable[[Process], None]
+    now_s: Callable[[], float]
 
 
 class Process:
@@ -31,26 +58,49 @@ class Process:
         connections: how many are open.
     """
 
-    __slots__ = ("_awake", "_held", "_lock", "_wake", "connections", "key", "lane")
+    __slots__ = (
+        "_awake",
+        "_held",
+        "_hooks",
+        "_lock",
+        "_rests_until_s",
+        "connections",
+        "key",
+        "lane",
+    )
 
-    def __init__(
-        self,
-        key: tuple[int, int],
-        lane: Callable[[Callable[[], None]], Lane],
-        wake: Callable[[Sequence[Connection]], None],
-    ) -> None:
+    def __init__(self, key: tuple[int, int], hooks: Hooks) -> None:
         self.key = key
         self.connections = 0
-        self._wake = wake
+        self._hooks = hooks
         self._lock = threading.Lock()
         self._held: deque[Connection] = deque()
+        self._rests_until_s = 0.0
         self._awake = 0  # connections whose turn it is, and that were not looked at yet
-        self.lane = lane(self.resume)
+        self.lane = hooks.lane(self._handled)
 
     @property
     def has_room(self) -> bool:
         """Whether another request may be read."""
-        return self.lane.count < MAX_AHEAD
+        return self.lane.count < MAX_AHEAD and not self.rest_s
+
+    @property
+    def rest_s(self) -> float:
+        """How long it rests still; in which nothing of it is read."""
+        if not self._rests_until_s:
+            return 0.0
+        return max(0.0, self._rests_until_s - self._hooks.now_s())
+
+    def spent(self, cost_s: float) -> None:
+        """Have it rest if a request took long. Any thread.
+
+        Args:
+            cost_s: processor time that it took.
+        """
+        if cost_s > LONG_S:
+            with self._lock:
+                since_s = max(self._rests_until_s, self._hooks.now_s())
+                self._rests_until_s = since_s + REST * cost_s
 
     @property
     def is_crowded(self) -> bool:
@@ -68,6 +118,9 @@ class Process:
         """Let connections go on, if there is room for what they ask. Any thread."""
         if not self._held or self.lane.count + self._awake > RESUME_AT:
             return
+        if self.rest_s:
+            self._hooks.rests(self)
+            return
         with self._lock:
             room = MAX_AHEAD - self.lane.count - self._awake
             count = max(0, min(len(self._held), room))  # another thread may have been first
@@ -77,7 +130,11 @@ class Process:
                 connection.has_turn = True
             self._awake += count
         if turn:
-            self._wake(turn)
+            self._hooks.wake(turn)
+
+    def _handled(self, cost_s: float) -> None:
+        self.spent(cost_s)
+        self.resume()
 
     def took_turn(self, connection: Connection) -> None:
         """Note that a connection was looked at; ``resume`` is to be called afterwards."""
@@ -86,10 +143,9 @@ class Process:
                 connection.has_turn = False
                 self._awake -= 1
 
-    def leave(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
+    def forget(self, connection: Connection) -> None:
+        """Have a connection wait for nothing more."""
         with self._lock:
-            self.connections -= 1
             if connection.has_turn:
                 self._awake -= 1
             if connection.is_parked:
@@ -97,27 +153,18 @@ class Process:
 
 
 class Processes:
-    """How many connections are open, and whose.
+    """How many connections are open, and whose."""
 
-    Args:
-        lane: makes a lane in the mailbox; what it is given is called when an event was taken.
-        wake: has connections looked at whose turn it is; from any thread.
-    """
-
-    def __init__(
-        self,
-        lane: Callable[[Callable[[], None]], Lane],
-        wake: Callable[[Sequence[Connection]], None],
-    ) -> None:
-        self._lane = lane
-        self._wake = wake
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
         self._processes: dict[tuple[int, int], Process] = {}
         self._of_uid: Counter[int] = Counter()
+        self._buffered = Shares(MAX_BUFFERED_BYTES)
 
     def of(self, uid: int, pid: int) -> Process:
         """Return a process; it is kept once it has joined."""
         known = self._processes.get((uid, pid))
-        return known or Process((uid, pid), self._lane, self._wake)
+        return known or Process((uid, pid), self._hooks)
 
     def of_uid(self, uid: int) -> int:
         """Return how many connections of this user are open."""
@@ -132,10 +179,27 @@ class Processes:
         self._of_uid[process.key[0]] += 1
 
     def left(self, connection: Connection) -> None:
-        """Count one less."""
+        """Count one less: it is closed."""
         process = connection.process
-        process.leave(connection)
+        process.connections -= 1
         self._of_uid[process.key[0]] -= 1
+
+    def count(self, connection: Connection) -> None:
+        """Count what a connection keeps of requests for its process.
+
+        Raises:
+            FrameError: too much.
+        """
+        key, more_bytes = connection.process.key, len(connection.frames) - connection.buffered_bytes
+        if more_bytes < 0:
+            self._buffered.give_back(key, -more_bytes)
+        elif more_bytes and not self._buffered.take(key, more_bytes):
+            message = (
+                f"this process has sent {self._buffered.of(key)} bytes of requests that are not "
+                f"whole or wait for their turn"
+            )
+            raise FrameError(message)
+        connection.buffered_bytes += more_bytes
 
     def _forget_idle(self) -> None:
         """Forget who has gone; not whose events wait still: he would come back to a new lane."""

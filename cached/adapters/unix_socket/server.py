@@ -14,7 +14,8 @@ import select
 import socket
 import struct
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from cached.adapters.unix_socket.connection import (
@@ -24,7 +25,8 @@ from cached.adapters.unix_socket.connection import (
     request_of,
     too_many,
 )
-from cached.adapters.unix_socket.processes import Processes
+from cached.adapters.unix_socket.in_flight import InFlight
+from cached.adapters.unix_socket.processes import Hooks, Processes
 from cached.core.errors import BadRequest, DaemonUnavailable, FrameError, NotPermitted
 from cached.core.events import Connected, Disconnected
 from cached.core.objects import PeerId
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from cached.adapters.unix_socket.processes import Process
     from cached.core.effects import Reply
     from cached.core.errors import CachedError
-    from cached.ports import Lane
+    from cached.ports import Clock, Lane
 
     class Listening(Protocol):
         """See adapters/listening_socket.py."""
@@ -53,8 +55,10 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 1024
 ACCEPTS_PER_WAKE_UP = 64
+LOOKS_PER_ROUND = 128  # of the connections of one process
 READ_BYTES = 64 << 10  # per peer and wake-up, so that nobody waits long for his turn
-MAX_PARTIAL_BYTES = 16 << 20  # of requests that are not whole yet, of all peers together
+MAX_UNSENT_BYTES = 2 * MAX_REPLY_BYTES  # of replies; a process has no more than is still free
+FAULT_S = 0.002  # what a connection that has to be closed counts as: its process rests
 PAUSE_S = 0.02  # until the next look whether there is room for another connection
 
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -85,16 +89,20 @@ class UnixSocket:
         listening: closed by ``stop``.
         lane: makes the place in the mailbox for what peers of one process say, which is
             ``Connected``, then each ``Requested``, then ``Disconnected``. What it is given is
-            called whenever an event was taken out.
+            called whenever an event was handled, with the processor time that it took.
+        clock: monotonic time.
         max_connections: more are told so and closed.
+        max_in_flight: descriptors that may be sent and not received yet; None: as the kernel says.
     """
 
     def __init__(
         self,
         listening: Listening,
-        lane: Callable[[Callable[[], None]], Lane],
+        lane: Callable[[Callable[[float], None]], Lane],
+        clock: Clock,
         *,
         max_connections: int = MAX_CONNECTIONS,
+        max_in_flight: int | None = None,
     ) -> None:
         self._listening = listening
         self._max_connections = max_connections
@@ -102,13 +110,15 @@ class UnixSocket:
         self._no_place = _told(DaemonUnavailable(message, hint="close some; try again"))
         # Written by the epoll thread only, read by the mailbox thread with one get().
         self._peers: dict[int, Connection] = {}
-        self._by_fd: dict[int, Connection] = {}
+        self._by_fd: dict[int, Connection] = {}  # also those that may not be closed yet
         self._last_peer = 0
         self._is_paused = False
         self._is_stopping = False
         self._refused = self._malformed = self._unread = 0
+        self._in_flight = InFlight(max_in_flight)
         self._epoll = select.epoll()
-        self._processes = Processes(lane, self._wake)
+        self._processes = Processes(Hooks(lane, self._wake, self._rests, clock.now_s))
+        self._resting: set[Process] = set()  # those with connections that wait for its end
         self._turns: deque[Connection] = deque()  # those that waited for their turn
         self._wake_fd = os.eventfd(0)
         self._epoll.register(self._wake_fd, IN)
@@ -128,8 +138,9 @@ class UnixSocket:
         if self._thread.ident is not None:
             self._thread.join()
         self._listening.close()
-        for connection in list(self._peers.values()):
-            self._forget(connection)
+        for connection in list(self._by_fd.values()):
+            connection.close()
+        self._peers.clear()
         self._epoll.close()
         os.close(self._wake_fd)
         self._wake_fd = -1
@@ -158,7 +169,9 @@ class UnixSocket:
                 return
             connection.outstanding -= 1
             try:
-                if connection.send(frame, descriptors) and self._may_keep(connection.unsent):
+                if descriptors and not self._in_flight.take(connection, len(descriptors)):
+                    connection.tell(too_many(descriptors))
+                elif connection.send(frame, descriptors) and self._may_keep(connection):
                     connection.watch(self._epoll)
                     return
                 self._unread += 1
@@ -167,9 +180,16 @@ class UnixSocket:
                     connection.tell(too_many(descriptors))
             connection.hang_up()
 
-    def _may_keep(self, unsent: bytearray) -> bool:
-        kept = (len(each.unsent) for each in list(self._peers.values()))
-        return not unsent or sum(kept) <= MAX_REPLY_BYTES
+    def _may_keep(self, connection: Connection) -> bool:
+        """Return whether its process keeps no more unsent than may be kept still."""
+        of_process = of_others = 0
+        if connection.unsent:
+            for each in list(self._peers.values()):
+                if each.process is connection.process:
+                    of_process += len(each.unsent)
+                else:
+                    of_others += len(each.unsent)
+        return 2 * of_process <= MAX_UNSENT_BYTES - of_others
 
     def _wake(self, turn: Sequence[Connection]) -> None:
         """Have connections looked at; any thread."""
@@ -178,28 +198,47 @@ class UnixSocket:
         if len(self._turns) <= len(turn) and threading.get_ident() != self._thread.ident:
             os.eventfd_write(self._wake_fd, 1)
 
+    def _rests(self, process: Process) -> None:
+        """Have a process looked at when it rests no more; any thread."""
+        if process not in self._resting:
+            self._resting.add(process)
+            if threading.get_ident() != self._thread.ident:
+                os.eventfd_write(self._wake_fd, 1)
+
     # --- all below: the epoll thread
 
     def _run(self) -> None:
         while not self._is_stopping:
-            longest_s = PAUSE_S if self._is_paused else None
-            ready = self._epoll.poll(0 if self._turns else longest_s)
+            ready = self._epoll.poll(self._longest_s())
             is_knocking = self._is_paused
+            looks: Counter[Process] = Counter()
             for fd, mask in ready:
                 connection = self._by_fd.get(fd)
                 if connection is not None:
-                    self._serve(connection, mask)
+                    looks[connection.process] += 1
+                    if looks[connection.process] <= LOOKS_PER_ROUND:  # poll names it again
+                        self._serve(connection, mask)
                 elif fd == self._wake_fd:
                     os.eventfd_read(fd)
                 else:
                     is_knocking = True
             for _ in range(len(self._turns)):
-                connection = self._turns.popleft()
-                if connection.peer in self._peers:
-                    self._serve(connection, 0)
+                self._serve(self._turns.popleft(), 0)
             if is_knocking:
                 # Last: a number that is given out again here is in no event of this round.
                 self._accept()
+
+    def _longest_s(self) -> float | None:
+        """Let those go on that have rested; return how long nothing is to be done then."""
+        waits = [PAUSE_S] if self._is_paused else []
+        for process in tuple(self._resting):
+            rest_s = process.rest_s
+            if rest_s:
+                waits.append(rest_s)
+            else:
+                self._resting.discard(process)
+                process.resume()
+        return 0 if self._turns else min(waits, default=None)
 
     def _accept(self) -> None:
         has_room = True
@@ -244,7 +283,7 @@ class UnixSocket:
         connection.process.lane.post(Connected(connection.peer, uid, pid))
 
     def _has_place(self, process: Process) -> bool:
-        uid, count = process.key[0], len(self._peers)
+        uid, count = process.key[0], len(self._by_fd)
         of_uid = self._processes.of_uid(uid)
         return self._listening.has_place(
             uid, count, of_uid, process.connections, self._max_connections
@@ -259,6 +298,9 @@ class UnixSocket:
 
     def _serve(self, connection: Connection, mask: int) -> None:
         """Send what is left, take up to as many requests as may be outstanding."""
+        if connection.peer not in self._peers:
+            self._close(connection)
+            return
         is_alive = False
         connection.process.took_turn(connection)
         if not connection.is_known:
@@ -278,6 +320,7 @@ class UnixSocket:
                 is_alive = is_waiting or self._read(connection)
         except FrameError as error:
             self._malformed += 1
+            connection.process.spent(FAULT_S)
             with connection.lock:
                 connection.tell(BadRequest(error.message, hint="see docs/wire.md"))
             is_alive = False
@@ -298,41 +341,54 @@ class UnixSocket:
         except BlockingIOError:
             return True
         connection.frames.feed(data)
-        connection.partial_bytes += len(data)
         self._take_frames(connection)
-        if connection.partial_bytes > READ_BYTES:
-            partial_bytes = sum(each.partial_bytes for each in self._peers.values())
-            if partial_bytes > MAX_PARTIAL_BYTES:
-                message = f"{partial_bytes} bytes of unfinished requests have come from all peers"
-                raise FrameError(message)
         return bool(data)
 
     def _take_frames(self, connection: Connection) -> None:
         process = connection.process
+        connection.is_held = True
         while not connection.is_full:
             if not process.has_room:
                 process.hold(connection)
                 break
-            frame = connection.frames.next_frame()
+            began_s = time.thread_time()
+            try:
+                frame = connection.frames.next_frame()
+            finally:
+                process.spent(time.thread_time() - began_s)
             if frame is None:
                 connection.is_held = False
-                return
+                break
             request = request_of(connection.peer, frame)
-            connection.partial_bytes = 0  # the start of the next one is not worth counting
             with connection.lock:
                 connection.outstanding += 1
             process.lane.post(request)
             if process.is_crowded:  # others wait as well: one each
                 process.hold(connection)
                 break
-        connection.is_held = True
+        self._processes.count(connection)
 
     def _forget(self, connection: Connection) -> None:
         with connection.lock:
-            del self._by_fd[connection.socket.fileno()]
             del self._peers[connection.peer]
+            connection.is_open = False
+            connection.unsent.clear()
+        connection.process.forget(connection)
+        connection.frames.clear()
+        self._processes.count(connection)
+        if not self._close(connection):
+            # The kernel wakes us once when the peer receives something, and when it goes.
+            connection.hang_up()
+            self._epoll.modify(connection.socket, select.EPOLLET)
+
+    def _close(self, connection: Connection) -> bool:
+        """Close what was forgotten, unless descriptors are unread on it: who has them counts."""
+        if not self._in_flight.has_received(connection):
+            return False
+        if self._by_fd.pop(connection.socket.fileno(), None) is not None:
             self._processes.left(connection)
             connection.close()  # which takes it out of the epoll set as well
+        return True
 
 
 def _told(error: CachedError) -> bytes:

@@ -10,13 +10,12 @@ import pytest
 
 from cached.adapters.unix_socket import connection as module
 from cached.adapters.unix_socket.connection import (
-    MAX_UNREAD_DESCRIPTORS,
     MAX_WAITING_BYTES,
     Connection,
     reply_frame,
     request_of,
 )
-from cached.adapters.unix_socket.processes import Process
+from cached.adapters.unix_socket.processes import Hooks, Process
 from cached.core.effects import Reply
 from cached.core.errors import FrameError, LoadFailed
 from cached.core.objects import PeerId
@@ -27,13 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PEER = PeerId(1)
+HOOKS = Hooks(Mailbox().lane, lambda turn: None, lambda process: None, lambda: 0.0)
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     near, far = socket.socketpair()
     near.setblocking(False)
-    process = Process((os.geteuid(), os.getpid()), Mailbox().lane, lambda turn: None)
+    process = Process((os.geteuid(), os.getpid()), HOOKS)
     made = Connection(near, PEER, process)
     yield made, far
     made.close()
@@ -69,17 +69,6 @@ def test_who_does_not_read_is_kept_up_to_a_limit(pair):
     frame = bytes(MAX_WAITING_BYTES // 4)
     kept = [made.send(frame, ()) for _ in range(8)]
     assert kept == [True] * 5 + [False] * 3
-
-
-def test_descriptors_that_are_not_received_are_counted_until_they_are(pair):
-    made, far = pair
-    count = MAX_UNREAD_DESCRIPTORS // 100
-    taken = [made.send(b"x", (0,) * 100) for _ in range(count + 1)]
-    assert taken == [True] * count + [False]
-    for _ in range(count):
-        for each in socket.recv_fds(far, 1, 200)[1]:
-            os.close(each)
-    assert made.send(b"x", (0,) * 100)
 
 
 def test_no_request_is_taken_while_too_many_are_outstanding(pair):

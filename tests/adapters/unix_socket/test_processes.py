@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cached.adapters.unix_socket.connection import Connection
-from cached.adapters.unix_socket.processes import MAX_AHEAD, RESUME_AT, Process, Processes
+from cached.adapters.unix_socket.processes import (
+    LONG_S,
+    MAX_AHEAD,
+    REST,
+    RESUME_AT,
+    Hooks,
+    Process,
+    Processes,
+)
 from cached.core import events
 from cached.core.objects import PeerId
 from cached.mailbox import Mailbox
@@ -21,12 +30,19 @@ KEY = (1000, 4711)
 
 
 class Bench:
-    """The processes of one socket; ``woken`` are connections whose turn it is."""
+    """The processes of one socket; ``woken`` are connections whose turn it is.
+
+    That an event was handled is told when the next is taken.
+    """
 
     def __init__(self, stack: ExitStack) -> None:
         self.mailbox = Mailbox()
         self.woken: list[Connection] = []
-        self.processes = Processes(self.mailbox.lane, self.wake)
+        self.rested: list[Process] = []
+        self.now_s = 100.0
+        self.processes = Processes(
+            Hooks(self.mailbox.lane, self.wake, self.rested.append, lambda: self.now_s)
+        )
         self._stack = stack
 
     def wake(self, turn: Sequence[Connection]) -> None:
@@ -81,7 +97,7 @@ def test_connections_wait_until_little_is_left_and_are_let_in_together(bench):
         process.hold(connection)
         process.hold(connection)
     assert process.is_crowded
-    for _ in range(MAX_AHEAD - RESUME_AT - 1):
+    for _ in range(MAX_AHEAD - RESUME_AT):
         bench.mailbox.take(0)
     assert bench.woken == []
     bench.mailbox.take(0)
@@ -110,9 +126,38 @@ def test_who_leaves_gives_its_turn_and_its_place_back(bench):
     for connection in held:
         process.hold(connection)
     process.resume()
+    process.forget(held[-1])
     bench.processes.left(held[-1])
     for connection in bench.woken:
+        process.forget(connection)
         bench.processes.left(connection)
     process.resume()
     assert bench.woken == held[:-1]
     assert not process.is_crowded
+
+
+def test_who_asks_for_what_takes_long_rests_three_times_as_long(bench):
+    held = bench.joined()
+    process = held.process
+    process.spent(LONG_S)
+    assert process.has_room
+    process.spent(0.002)
+    process.spent(0.001)
+    assert not process.has_room
+    process.hold(held)
+    process.resume()
+    assert (bench.woken, bench.rested) == ([], [process])
+    assert process.rest_s == pytest.approx(REST * 0.003)
+    bench.now_s += 0.009
+    process.resume()
+    assert bench.woken == [held]
+
+
+def test_what_was_handled_counts_as_well(bench, monkeypatch):
+    cost_s = iter([0.0, 0.002])
+    monkeypatch.setattr(time, "thread_time", lambda: next(cost_s))
+    process = bench.joined().process
+    bench.fill(process, 1)
+    bench.mailbox.take(0)
+    bench.mailbox.take(0)
+    assert process.rest_s == pytest.approx(REST * 0.002)

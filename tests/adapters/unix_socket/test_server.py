@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
@@ -27,13 +28,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cached.adapters.clock import SystemClock
 from cached.adapters.listening_socket import listen
-from cached.adapters.unix_socket import UnixSocket, connection, server
-from cached.adapters.unix_socket.connection import MAX_UNREAD_DESCRIPTORS
+from cached.adapters.unix_socket import UnixSocket, connection, processes, server
 from cached.adapters.unix_socket.processes import MAX_AHEAD
 from cached.core.effects import Reply
 from cached.core.events import Connected, Disconnected, Requested
 from cached.core.objects import PeerId
+from cached.core.shares import Shares
 from cached.core.wire import MAX_OUTSTANDING, MAX_REQUEST_BYTES, FrameBuffer, encode
 from cached.mailbox import Mailbox
 
@@ -45,12 +47,17 @@ if TYPE_CHECKING:
 WAIT_S = 10.0  # a wait that ends by its time-out is a failure
 
 
+def dial(path: str) -> socket.socket:
+    connected = socket.socket(socket.AF_UNIX)
+    connected.connect(path)  # waits; with a time-out it would not: docs/wire.md
+    return connected
+
+
 class Worker:
     """A worker's end: blocking, as docs/wire.md has it."""
 
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)  # waits; with a time-out it would not: docs/wire.md
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
         self.socket.settimeout(WAIT_S)
         self.frames = FrameBuffer(64 << 20)
         self.descriptors: list[int] = []
@@ -87,7 +94,7 @@ class Served:
     def __init__(self, directory: str, **options: object) -> None:
         self.path = f"{directory}/cached.sock"
         self.mailbox = Mailbox()
-        self.server = UnixSocket(listen(self.path), self.mailbox.lane, **options)  # type: ignore[arg-type]
+        self.server = UnixSocket(listen(self.path), self.mailbox.lane, SystemClock(), **options)  # type: ignore[arg-type]
         self.server.start()
         self.workers: list[Worker] = []
 
@@ -99,9 +106,28 @@ class Served:
         return worker, event.peer
 
     def knock(self) -> Worker:
-        worker = Worker(self.path)
+        worker = Worker(dial(self.path))
         self.workers.append(worker)
         return worker
+
+    def worker_of_another_process(self) -> tuple[Worker, PeerId]:
+        """Return one whose connection a child made: the kernel says so as long as it is open."""
+        ours, theirs = socket.socketpair()
+        code = (
+            "import socket, sys; own, path = socket.socket(fileno=int(sys.argv[1])), sys.argv[2];"
+            "made = socket.socket(socket.AF_UNIX); made.connect(path);"
+            "socket.send_fds(own, [b'.'], [made.fileno()])"
+        )
+        with ours, theirs:
+            child = [sys.executable, "-c", code, str(theirs.fileno()), self.path]
+            subprocess.run(child, pass_fds=[theirs.fileno()], check=True)
+            _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+        worker = Worker(socket.socket(fileno=fd))
+        self.workers.append(worker)
+        event = self.event()
+        assert isinstance(event, Connected)
+        assert event.pid != os.getpid()
+        return worker, event.peer
 
     def event(self) -> Event:
         event = self.mailbox.take(WAIT_S)
@@ -217,7 +243,7 @@ def test_peer_ids_are_never_used_again(served: Served):
 
 def test_thousands_of_workers_come_ask_and_go(served: Served):
     for n in range(1, 2001):
-        worker = Worker(served.path)
+        worker = Worker(dial(served.path))
         worker.ask(n)
         assert isinstance(served.event(), Connected)
         served.answer(served.request())
@@ -294,15 +320,17 @@ def test_descriptors_for_a_worker_that_has_gone_are_closed(served: Served):
     assert open_descriptors() == before
 
 
-def test_a_worker_that_does_not_receive_descriptors_loses_its_connection(served: Served):
+def test_a_worker_that_does_not_receive_descriptors_loses_its_connection(directory: str):
+    served = Served(directory, max_in_flight=1024)
     worker, peer = served.worker()
     before = open_descriptors()
-    for n in range(MAX_UNREAD_DESCRIPTORS // 128 + 1):
+    for n in range(5):
         worker.ask(n, "descriptors")
         served.answer(served.request(), *[a_file() for _ in range(128)])
     assert served.event() == Disconnected(peer)
     assert served.server.counts().unread == 1
     assert len(open_descriptors()) < len(before) + 2
+    served.stop()
 
 
 def test_who_gets_no_files_because_others_do_not_receive_theirs_is_told_so(
@@ -412,16 +440,39 @@ def test_a_frame_that_never_ends_is_no_event(served: Served):
     assert served.server.counts().malformed == 0
 
 
-def test_unfinished_requests_of_all_workers_together_are_bounded(served: Served):
+def test_unfinished_requests_of_one_process_are_bounded_and_others_are_not_closed_for_them(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
     unfinished = struct.pack(">I", MAX_REQUEST_BYTES) + b"x" * (MAX_REQUEST_BYTES - 1)
-    workers = [served.worker() for _ in range(server.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES)]
+    other, _ = served.worker_of_another_process()
+    other.socket.sendall(unfinished[:60_000])
+    count = processes.MAX_BUFFERED_BYTES // 2 // len(unfinished) + 1
+    workers = [served.worker() for _ in range(count)]
     for worker, _ in workers:
         worker.socket.sendall(unfinished)
     event = served.event()
     (closed,) = [worker for worker, peer in workers if event == Disconnected(peer)]
-    assert "unfinished requests" in str(closed.reply())
+    assert "not whole" in str(closed.reply())
+    other.socket.sendall(unfinished[60_000:])
     assert served.is_quiet()
-    assert served.server.counts() == (len(workers) - 1, 0, 1, 0)
+    assert served.server.counts() == (len(workers), 0, 1, 0)
+
+
+def test_small_pieces_of_requests_on_many_connections_count_as_well(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    served.server._processes._buffered = Shares(300)
+    piece = struct.pack(">I", 100) + b"x" * 46
+    workers = [served.worker() for _ in range(4)]
+    for worker, _ in workers[:3]:
+        worker.socket.sendall(piece)
+    assert served.is_quiet()
+    workers[3][0].socket.sendall(piece)
+    assert served.event() == Disconnected(workers[3][1])
+    for worker, peer in workers[:3]:
+        worker.close()
+        assert served.event() == Disconnected(peer)
+    assert served.server._processes._buffered.free == 300
 
 
 requests = st.builds(
@@ -485,7 +536,9 @@ def test_any_bytes_become_the_requests_that_are_in_them_and_nothing_else(
 def served_by_all() -> Iterator[Served]:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         served = Served(directory)
-        yield served
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "REST", 0)  # who goes while its process rests is not heard
+            yield served
         served.stop()
 
 
@@ -520,7 +573,7 @@ def test_a_worker_that_is_held_back_wakes_nobody(served: Served):
 
 def test_a_worker_may_send_any_amount_of_finished_requests(served: Served):
     worker, _ = served.worker()
-    for n in range(server.MAX_PARTIAL_BYTES // MAX_REQUEST_BYTES + 2):
+    for n in range(processes.MAX_BUFFERED_BYTES // MAX_REQUEST_BYTES + 2):
         worker.ask(n, "open", filler="x" * (MAX_REQUEST_BYTES - 100))
         served.answer(served.request())
         assert worker.reply() == {"id": n}
@@ -594,6 +647,38 @@ def test_newcomers_of_a_process_that_floods_come_in_turn(served: Served):
     assert sorted(asked) == sorted(came)
     assert len(came) == 15
     assert served.is_quiet()
+
+
+def test_who_rests_is_heard_again_when_nothing_else_happens(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    """Its request waits unread, and no poll sees the end of the rest."""
+    monkeypatch.setattr(processes, "REST", 50)
+    worker, _ = served.worker()
+    worker.ask(1, "a", more=[[]] * 4000)
+    worker.ask(2, "b")
+    began_s = time.monotonic()
+    assert served.request().op == "a"
+    assert served.request().op == "b"
+    assert time.monotonic() - began_s > 50 * processes.LONG_S
+
+
+def test_who_rests_for_what_was_handled_while_others_waited_for_their_turn_is_heard_again(
+    served: Served,
+):
+    worker, _ = served.worker()
+    other, _ = served.worker()
+    worker.socket.sendall(encode({"id": 1, "op": "a"}) * MAX_AHEAD)
+    while served.mailbox.count() < MAX_AHEAD:
+        pass
+    other.ask(2, "b")
+    time.sleep(0.05)  # it is parked by now
+    for _ in range(MAX_AHEAD):
+        served.request()
+        began_s = time.thread_time()
+        while time.thread_time() - began_s < 2 * processes.LONG_S:
+            pass
+    assert served.request().op == "b"
 
 
 def test_connections_that_wait_for_their_turn_do_not_wait_for_one_that_is_silent(served: Served):
@@ -671,9 +756,10 @@ def test_a_worker_that_reads_slowly_again_and_again_stays(served: Served):
             assert (worker.reply() or {})["id"] == request.request_id
 
 
-def test_nothing_more_is_heard_of_a_worker_that_lost_its_connection(served: Served):
+def test_nothing_more_is_heard_of_a_worker_that_lost_its_connection(directory: str):
+    served = Served(directory, max_in_flight=1024)
     worker, peer = served.worker()
-    answers = MAX_UNREAD_DESCRIPTORS // 128 + 1
+    answers = 1024 // 2 // 128 + 1
     worker.socket.sendall(encode({"id": 1, "op": "descriptors"}) * (MAX_OUTSTANDING + 2 * answers))
     waiting = [served.request() for _ in range(MAX_OUTSTANDING)]
     for request in waiting[: answers - 1]:
@@ -682,6 +768,71 @@ def test_nothing_more_is_heard_of_a_worker_that_lost_its_connection(served: Serv
         assert served.is_quiet()
     served.answer(waiting[answers - 1], *[a_file() for _ in range(128)])
     assert served.event() == Disconnected(peer)
+    served.stop()
+
+
+def sent(served: Served, worker: Worker, count: int) -> bool:
+    """Answer a worker with descriptors; return whether its connection bore it."""
+    worker.ask(1, "descriptors")
+    served.answer(served.request(), *[a_file() for _ in range(count)])
+    return served.is_quiet()
+
+
+def test_descriptors_that_one_process_does_not_receive_count_over_all_its_connections(
+    directory: str,
+):
+    """The kernel counts those of all: four connections with as many each shut everybody out."""
+    served = Served(directory, max_in_flight=100)
+    (first, _), (second, peer), (third, _) = (served.worker() for _ in range(3))
+    other, _ = served.worker_of_another_process()
+    assert sent(served, first, 25)
+    assert sent(served, second, 25)
+    third.ask(1, "descriptors")
+    served.answer(served.request(), a_file())
+    assert isinstance(served.event(), Disconnected)
+    assert "nobody received" in str(third.reply())
+    assert served.server.counts().unread == 1
+    assert sent(served, other, 25)
+    assert first.reply() is not None  # receives all of them
+    assert sent(served, second, 1)
+    assert (len(first.descriptors), peer) == (25, PeerId(2))
+    served.stop()
+
+
+def test_a_closed_connection_counts_until_its_descriptors_are_received(directory: str):
+    """Else a process would fill one, have it closed for garbage, and fill the next."""
+    served = Served(directory, max_in_flight=100)
+    worker, peer = served.worker()
+    before = open_descriptors()
+    assert sent(served, worker, 50)
+    worker.socket.sendall(b"\xff" * 8)
+    assert served.event() == Disconnected(peer)
+    second, _ = served.worker()
+    second.ask(1, "descriptors")
+    served.answer(served.request(), a_file())
+    assert isinstance(served.event(), Disconnected)
+    assert worker.reply() is not None
+    worker.close()
+    third, _ = served.worker()
+    assert sent(served, third, 50)
+    second.close()
+    third.close()
+    assert served.event() == Disconnected(PeerId(4))
+    served.stop()
+    assert len(open_descriptors() - before) == 0
+
+
+def test_a_closed_connection_is_let_go_of_when_the_process_goes(directory: str):
+    served = Served(directory, max_connections=4)
+    worker, peer = served.worker()
+    assert sent(served, worker, 5)
+    worker.socket.sendall(b"\xff" * 8)
+    assert served.event() == Disconnected(peer)
+    assert [each.peer for each in served.server._by_fd.values()] == [peer]
+    worker.close()
+    assert served.is_quiet()
+    assert not served.server._by_fd
+    served.stop()
 
 
 def test_a_worker_that_left_too_much_unread_loses_its_connection(served: Served):
@@ -696,10 +847,10 @@ def test_a_worker_that_left_too_much_unread_loses_its_connection(served: Served)
     served.answer(asked[3])
 
 
-def test_what_all_workers_together_leave_unread_is_bounded(
+def test_what_the_workers_of_a_process_leave_unread_is_bounded(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server, "MAX_REPLY_BYTES", 3 << 20)
+    monkeypatch.setattr(server, "MAX_UNSENT_BYTES", 6 << 20)
     workers = [served.worker() for _ in range(3)]
     for worker, _ in workers[:2]:
         worker.ask()
@@ -709,6 +860,20 @@ def test_what_all_workers_together_leave_unread_is_bounded(
     workers[2][0].ask()
     served.answer(served.request(), text="x" * (2 << 20))
     assert workers[2][0].reply() is not None
+
+
+def test_who_keeps_replies_unread_leaves_as_much_for_others(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    """It was the next one to be answered whose connection was closed, whoever that was."""
+    monkeypatch.setattr(server, "MAX_UNSENT_BYTES", 6 << 20)
+    hoarder, _ = served.worker()
+    other, _ = served.worker_of_another_process()
+    for worker, size_bytes in ((hoarder, 5 << 19), (other, 3 << 19)):
+        worker.ask()
+        served.answer(served.request(), text="x" * size_bytes)
+    assert served.is_quiet()
+    assert other.reply() is not None
 
 
 def test_a_reply_over_the_limit_becomes_an_error_without_descriptors(
@@ -782,9 +947,9 @@ class Strict:
 def test_a_peer_that_is_not_admitted_is_told_so(directory: str):
     path = f"{directory}/cached.sock"
     mailbox = Mailbox()
-    server = UnixSocket(Strict(path), mailbox.lane)
+    server = UnixSocket(Strict(path), mailbox.lane, SystemClock())
     server.start()
-    worker = Worker(path)
+    worker = Worker(dial(path))
     reply = worker.reply()
     assert reply is not None
     assert "not_permitted" in str(reply["error"])
@@ -810,9 +975,9 @@ def test_a_process_without_a_free_descriptor_accepts_later(directory: str):
     listening = listen(f"{directory}/cached.sock")
     listening.socket = OutOfDescriptors(fileno=listening.socket.detach())
     mailbox = Mailbox()
-    server = UnixSocket(listening, mailbox.lane)
+    server = UnixSocket(listening, mailbox.lane, SystemClock())
     server.start()
-    worker = Worker(f"{directory}/cached.sock")
+    worker = Worker(dial(f"{directory}/cached.sock"))
     assert isinstance(mailbox.take(WAIT_S), Connected)
     assert listening.socket.failures == 0
     worker.close()
@@ -858,7 +1023,7 @@ def test_a_reply_after_the_stop_closes_its_descriptors(served: Served):
 
 def test_a_socket_that_was_never_started_can_be_stopped(directory: str):
     before = open_descriptors()
-    UnixSocket(listen(f"{directory}/cached.sock"), Mailbox().lane).stop()
+    UnixSocket(listen(f"{directory}/cached.sock"), Mailbox().lane, SystemClock()).stop()
     assert open_descriptors() == before
 
 
@@ -866,7 +1031,7 @@ def work(path: str, name: int) -> list[object]:
     """Ask more at each of 10 connections; return the replies that are not one's own."""
     wrong: list[object] = []
     for turn in range(10):
-        worker = Worker(path)
+        worker = Worker(dial(path))
         asked = [[name, turn, n] for n in range(10 * turn)]
         for n, what in enumerate(asked):
             worker.ask(n, "echo", what=what)
