@@ -96,7 +96,7 @@ class Checking:
             if wrong.is_final:
                 what = f"bytes {start} to {stop} were wrong twice ({event.algorithm})"
                 message = f"cannot load {load.of.name}: {path}: {what}"
-                self._failed(load, ChecksumMismatch(message), now_s)
+                self._failed(load, ChecksumMismatch(message, hint=_mismatch_hint(load)), now_s)
                 return None
             load.doubt_header(index)
         self.came(load, index)
@@ -126,3 +126,10 @@ class Checking:
         load = self._shelf.coming(event.file.of)
         if load is not None:
             self._failed(load, event.error, now_s)
+
+
+def _mismatch_hint(load: Load) -> str:
+    if load.integrity.list_index is None:
+        return "upload the file again, or look at the proxies between"
+    uri = load.manifest.uri
+    return f"upload the file again; if it is newer than the list of digests: cached digest {uri}"

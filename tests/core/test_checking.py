@@ -420,3 +420,30 @@ def test_a_list_that_does_not_fit_the_model_refuses_it():
     answer = world.answer(request)
     assert answer is not None
     assert answer.code == "load_failed"
+
+
+def failed_by(world: World) -> str:
+    """Let all end; return the hint that who waits for the model is given."""
+    _, request = world.opened("m", until="ready")
+    world.run()
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "checksum_mismatch"
+    error = answer.body["error"]
+    assert isinstance(error, dict)
+    return str(error["hint"])
+
+
+def test_bytes_that_are_not_what_the_list_says_are_refused_with_what_to_do():
+    world = checked_world(LISTED, verify="digest")
+    world.digests = digests_of(LISTED, wrong={3})
+
+    assert "cached digest s3://bucket/m/" in failed_by(world)
+
+
+def test_bytes_that_are_not_what_the_store_says_are_refused_with_what_to_do():
+    world = checked_world()
+    other = RIGHT.replace("AAAA", "BBBB", 1)
+    world.facts = {stored.path: ObjectFacts(checksum=other) for stored in ONE.objects}
+
+    assert "upload the file again" in failed_by(world)
