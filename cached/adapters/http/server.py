@@ -311,7 +311,8 @@ async def _fields(request: web.Request, op: str) -> Body:
         most = f"{MAX_BODY_BYTES} bytes, and come within {SNAPSHOT_TIMEOUT_S:g} s"
         message = f"the body may have at most {most}"
         raise BadRequest(message, hint="leave it empty") from error
-    if not isinstance(fields, dict) or not fields.keys() <= known:
+    version = fields.get("version") if isinstance(fields, dict) else None
+    if not isinstance(fields, dict) or fields.keys() - known or not isinstance(version, str | None):
         takes = 'empty, or {"version": "V"}' if known else "empty"
         message = f"the body of {op} must be {takes}"
         raise BadRequest(message, hint="docs/wire.md says what each takes")

@@ -451,6 +451,8 @@ def test_a_compressed_body_is_not_unpacked(changing: Daemon):
         ("/purge", b'{"version": "v"}', "the body of purge must be empty"),
         ("/models/llm/evict", b"[]", "the body of evict must be empty"),
         ("/models/llm/refresh", b'{"model": "x"}', "the body of refresh must be empty, or {"),
+        ("/models/llm/refresh", b'{"version": 5}', "the body of refresh must be empty, or {"),
+        ("/models/llm/refresh", b'{"version": ["v"]}', "docs/wire.md says what each takes"),
         ("/models/llm/refresh", b'{"version": "' + b"x" * 4096 + b'"}', "at most 4096 bytes"),
     ],
 )
