@@ -428,6 +428,7 @@ def test_a_token_file_that_became_readable_for_others_lets_nobody_in(
     token_path.chmod(0o644)
     status, body = post(changing, "/purge")
     assert (status, changing.asked) == (503, [])
+    assert '"not_permitted"' in json.dumps(body)
     (failure,) = changing.failures
     assert "has mode 0644" in failure
     assert TOKEN not in failure + json.dumps(body)
