@@ -206,13 +206,19 @@ def resolve(
 
 
 def unknown_key(kind: str, key: str, known: Iterable[str], source: str) -> InvalidConfig:
-    """Return the error for a name that nobody reads, with the known name that is most like it."""
+    """Return the error for a name that nobody reads, with the known name that is most like it.
+
+    It is one of those that begin so, if any do; where none of them is much like it, all are told.
+    """
     import difflib  # only where it is needed: it costs 3 ms
 
     names = sorted(known)
     bare = {name.removeprefix("CACHED_"): name for name in names}  # which makes none the nearest
-    close = difflib.get_close_matches(key.removeprefix("CACHED_"), bare, n=1, cutoff=0.6)
-    hint = f"did you mean {bare[close[0]]}?" if close else f"known are {', '.join(names)}"
+    word = key.removeprefix("CACHED_")
+    longer = [each for each in bare if word and each.startswith(word)]
+    close = difflib.get_close_matches(word, longer or bare, n=1, cutoff=0.6) or longer
+    meant = " or ".join(bare[each] for each in close)
+    hint = f"did you mean {meant}?" if close else f"known are {', '.join(names)}"
     return InvalidConfig(f"unknown {kind} {key} (from {source})", hint=hint)
 
 

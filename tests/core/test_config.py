@@ -245,6 +245,20 @@ def test_an_unknown_variable_is_refused_with_the_nearest():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CACHED_KEPT", "CACHED_KEPT_VERSIONS"),
+        ("CACHED_SSE", "CACHED_SSE_CUSTOMER_KEY_FILE"),
+        ("CACHED_LOG", "CACHED_LOG_FORMAT or CACHED_LOG_LEVEL"),
+    ],
+)
+def test_the_beginning_of_a_name_is_answered_with_the_names_that_begin_so(name: str, meant: str):
+    with pytest.raises(InvalidConfig) as caught:
+        from_environment({name: "1"})
+    assert caught.value.hint == f"did you mean {meant}?"
+
+
 def test_what_all_variables_begin_with_makes_none_the_nearest():
     with pytest.raises(InvalidConfig) as caught:
         from_environment({"CACHED_FOO": "1"})
