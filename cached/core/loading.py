@@ -340,10 +340,17 @@ class Loading:
 
 
 def unknown_version(model: Model, version: str) -> VersionUnknown:
-    """Return the refusal of a version that cannot be had, with those that can."""
+    """Return the refusal of a version that cannot be had, with those that can.
+
+    One that the operator went back from is not loaded for whoever names it: that would bring it
+    back behind his back.
+    """
     offered = dict.fromkeys(load.of.version for load in model.offers() if not load.frees)
     there = ", ".join(offered) or "none"
     message = f"{model.ref.name} has no version {version[:64]!r} in memory: there are {there}"
+    if version in model.passed_over:
+        hint = f"the operator went back from it; to have it again: cached refresh {model.ref.name}"
+        return VersionUnknown(message, hint=hint)
     return VersionUnknown(message, hint=f"cached status {model.ref.name} lists them")
 
 

@@ -255,6 +255,28 @@ def test_a_version_that_nobody_has_is_refused_with_those_that_are_there():
     assert OLD.version in str(answer.body["error"])
 
 
+def test_a_version_that_the_operator_went_back_from_is_refused_with_what_brings_it_again():
+    world = resident()
+    peer, _ = world.opened("m")
+    refresh(world)
+    world.run()
+    refresh(world, version=OLD.version)
+    world.run()
+    assert NEW.version not in {of.version for of in world.there}
+    _, request = world.opened("m", version=NEW.version)
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert answer.code == "version_unknown"
+    assert "the operator went back from it" in str(answer.body["error"])
+    assert opened_version(world) == OLD.version
+    refresh(world)  # as the hint says
+    world.run()
+    assert opened_version(world, version=NEW.version) == NEW.version
+    world.leave(peer)
+
+
 def test_naming_unknown_versions_does_not_make_the_store_busy():
     world = resident()
     world.listings["m"] = OLD
