@@ -66,7 +66,7 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "pinned": model.ref.pinned,
         "load_s": round(load.load_s, 6) if load and load.is_complete else None,
         "error": str(model.error) if model.error else None,
-        "confirmed": model.is_confirmed,
+        "confirmed": model.is_confirmed or not (load and load.is_adopted),
         "passed_over": list(model.passed_over),
         "refreshing": model.current is not None and model.state not in {"idle", "failed"},
         "verified": load.integrity.summary if load and load.is_complete else None,

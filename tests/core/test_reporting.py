@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 
+from cached.core import effects
+from cached.core.objects import Left, VersionRef
 from tests.fakes.world import BLOCK, World, manifest, stored
 
 ONE = manifest(stored("a.safetensors", 3), stored("b.txt", 1))
+LEFT = Left(
+    of=VersionRef("m", ONE.version, 1),
+    manifest=ONE,
+    path="/models/m",
+    is_published=True,
+    is_current=True,
+    size_bytes=ONE.size_bytes,
+    is_trusted=True,
+)
 MODEL = {
     "name",
     "uri",
@@ -70,3 +81,20 @@ def test_a_model_on_its_way_out_is_freeing():
     assert world.status("m")["state"] == "freeing"
     world.run()
     assert world.status("m")["state"] == "absent"
+
+
+def test_only_what_an_earlier_daemon_left_is_unconfirmed():
+    world = World({"m": ONE}, left=[LEFT])
+    while world.jobs:
+        world.run_one()
+    before = world.status("m")["confirmed"]
+    world.ask(world.connect(), "evict", model="m")
+    world.run()
+    gone = world.status("m")
+    world.ask(world.connect(), "prefetch", model="m")
+    while not any(isinstance(job, effects.FetchPart) for job in world.jobs):
+        world.run_one()
+
+    assert before is False
+    assert (gone["state"], gone["version"], gone["confirmed"]) == ("absent", None, True)
+    assert world.status("m")["confirmed"] is True, "the store has just named it"
