@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cached.adapters.segments.description import MAX_BYTES, parse, ranges
@@ -33,6 +34,7 @@ FILLING_MODE: Final = 0o600
 COMPLETE_MODE: Final = 0o444
 MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL: limits.h(0p)
 MAX_DIGITS: Final = 15  # of a number in a root
+ROOM: Final = 10**9  # numbers, more than a daemon ever gives to versions
 MAX_OVER_BYTES: Final = 4096  # of some names of versions
 
 
@@ -87,10 +89,14 @@ def survey(root: str, boot_id: str) -> list[Relic]:
 
 
 def last_number(root: str) -> int:
-    """Return the highest number that anything in a root has; 0 if nothing has any."""
+    """Return the highest number that anything in a root has; 0 if nothing has any.
+
+    Not one above which there are not enough for the versions to come: we never get so far.
+    """
     entries = [*_entries(f"{root}/about"), *_entries(f"{root}/filling")]
-    stems = [entry.name.partition(".")[0] for entry in entries]
-    return max((int(stem) for stem in stems if _is_number(stem)), default=0)
+    stems = {entry.name.partition(".")[0] for entry in entries}
+    numbers = sorted({0, 10**MAX_DIGITS, *map(int, filter(_is_number, stems))})
+    return max(number for number, above in pairwise(numbers) if above - number > ROOM)
 
 
 def _descriptions(about: str) -> dict[str, Description]:

@@ -344,6 +344,21 @@ def test_numbers_of_what_is_left_and_of_what_is_new_never_meet(root, opened, seg
     assert sorted(os.listdir(f"{root}/filling")) == ["1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("number", [10**15 - 1, 10**14, 10**16])
+def test_after_a_number_that_we_never_give_what_is_new_is_adopted_all_the_same(
+    root, opened, segments, number: int
+):
+    half(segments, HALF)
+    for name in ("filling/1", "about/1.json", "about/1.map"):
+        os.rename(f"{root}/{name}", f"{root}/{name.replace('1', str(number), 1)}")
+    second = opened()
+    half(second, HALF._replace(version="new", load=2))
+    third = opened()
+    assert "new" in {left.of.version for left in third.found() if left.manifest}
+    half(third, HALF._replace(version="newer", load=3))
+    assert {"new", "newer"} <= {left.of.version for left in opened().found() if left.manifest}
+
+
 def test_what_two_versions_share_is_adopted_as_one_file(root, opened, segments):
     fill(segments)
     segments.publish(OF)
