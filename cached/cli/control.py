@@ -89,10 +89,16 @@ def _sample(model: dict[str, Any]) -> Sample:
     return Sample(
         name=model["name"],
         state=model["state"],
-        done_bytes=model["committed_bytes"],
+        done_bytes=_done_bytes(model),
         size_bytes=model["size_bytes"] or 0,
         load_s=model["load_s"],
     )
+
+
+def _done_bytes(told: dict[str, Any]) -> int:
+    """Return how many bytes of a model or a version are there: whole pages may be some more."""
+    there_bytes: int = told.get("committed_bytes", 0)
+    return min(there_bytes, told.get("size_bytes") or 0)
 
 
 # --- refresh
@@ -157,7 +163,7 @@ def _refreshed_sample(wanted: str | None, model: dict[str, Any]) -> Sample:
     return Sample(
         name=model["name"],
         state="loading" if coming else "resolving",
-        done_bytes=coming.get("committed_bytes", 0),
+        done_bytes=_done_bytes(coming),
         size_bytes=coming.get("size_bytes", 0),
     )
 

@@ -64,7 +64,7 @@ def _memory(reply: Mapping[str, Any]) -> str:
 def _rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the row of a model, and one for each version in memory beside the one it shows."""
     size_bytes = model.get("size_bytes")
-    done = f"{model.get('committed_bytes', 0) / size_bytes:.0%}" if size_bytes else "-"
+    done = f"{min(1, model.get('committed_bytes', 0) / size_bytes):.0%}" if size_bytes else "-"
     name = model["name"] + (" (pinned)" if model.get("pinned") else "")
     version = model.get("version") or "-"
     if version != "-" and model.get("confirmed") is False:

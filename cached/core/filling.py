@@ -81,7 +81,7 @@ class Filling:
         for index, span in event.there:
             load.planner.done(index, span.start, span.stop)
             if index not in load.shared:
-                self._shelf.ledger.commit(FileRef(load.of, index), span.start, span.stop)
+                self._shelf.commit(FileRef(load.of, index), span.start, span.stop)
         for index, stored in enumerate(load.manifest.objects):
             if stored.is_safetensors and stored.size_bytes == 0:
                 self._shelf.effects.append(ReadHeader(FileRef(load.of, index), 0))
@@ -268,7 +268,7 @@ class Filling:
         flight.is_whole = was_whole or watermark >= part.stop
         if watermark > part.start and not was_whole:
             load.planner.done(index, part.start, watermark)
-            self._shelf.ledger.commit(part.file, part.start, watermark)
+            self._shelf.commit(part.file, part.start, watermark)
         if not flight.attempts:
             del load.in_flight[part.part_id]
             self._hedges.pop((part.file, part.part_id), None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cached.core.effects import Evicted, Free
 from cached.core.errors import DaemonUnavailable, ModelUnknown
-from cached.core.loads import Model, file_bytes
+from cached.core.loads import PAGE_BYTES, Model, file_bytes
 from cached.core.objects import FileRef
 
 if TYPE_CHECKING:
@@ -127,6 +127,10 @@ class Shelf:
             for index, stored in enumerate(load.manifest.objects)
             if FileRef(load.of, index) in shared
         )
+
+    def commit(self, file: FileRef, start: int, stop: int) -> None:
+        """Note that bytes ``[start, stop)`` of a file are on pages now, which are whole."""
+        self.ledger.commit(file, start - start % PAGE_BYTES, file_bytes(stop))
 
     def free(self, load: Load, *, if_unused: bool = False) -> None:
         """Have a load unlinked, and its memory given back unless somebody maps it.

@@ -179,6 +179,14 @@ def test_refresh_shows_the_new_version_coming_until_it_is_current(scripted, slee
     assert "version" not in asked[0]
 
 
+def test_progress_is_never_more_than_all(scripted, sleeps, capsys):
+    paged = {"version": "v2", "state": "loading", "size_bytes": 100, "committed_bytes": 4096}
+    sleeps += [lambda: None]
+    scripted(answers({}, {"refreshing": True, "versions": [paged]}, {"version": "v2"}))
+    _, err = output(capsys, "refresh", "m")
+    assert err.splitlines()[0] == "m: loading, 100 B of 100 B (100%)"
+
+
 def test_refresh_tells_how_far_the_new_version_is(scripted, sleeps, capsys):
     sleeps += [lambda: None]
     scripted(answers({}, COMING, {"version": "v2"}))

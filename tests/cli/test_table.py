@@ -48,6 +48,11 @@ CLIP = model("clip", "loading", size_bytes=40 * MIB, committed_bytes=10 * MIB, l
 SDXL = model("sdxl", "failed", size_bytes=None, version=None, path=None, error="no key s3://m/x")
 
 
+def test_pages_are_never_more_than_all():
+    small = model("small", "loading", size_bytes=10, committed_bytes=4096)
+    assert " 100% " in status_table(reply(small), Terminal())
+
+
 def test_the_table_as_a_whole():
     assert status_table(reply(LLM, CLIP, SDXL), Terminal()) == (
         "daemon 0.1.0, pid 4711, up 1m15s, ready, on /run/cached.sock\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cached.core.effects import Free
 from cached.core.ledger import Ledger
-from cached.core.loads import Flight
+from cached.core.loads import Flight, file_bytes
 from cached.core.objects import FileRef, ModelRef, Part, PeerId, VersionRef
 from cached.core.shelf import Shelf
 from tests.fakes.world import BLOCK, load_of, manifest, stored
@@ -57,3 +57,15 @@ def test_a_shelf_finds_loads_current_and_retired():
     assert shelf.find(retired.of) is retired
     assert shelf.coming(current.of) is None
     assert shelf.find(VersionRef("m", "3")) is None
+
+
+def test_bytes_that_are_there_take_whole_pages():
+    shelf = Shelf((), Ledger(1 << 20))
+    file = FileRef(VersionRef("m", "1"), 0)
+    shelf.ledger.reserve(file.of, file_bytes(5000))
+    shelf.commit(file, 100, 200)
+    assert shelf.ledger.committed_bytes == 4096
+    shelf.commit(file, 200, 5000)
+
+    assert shelf.ledger.reserved_bytes == 0
+    assert shelf.ledger.release(file.of) == 8192

@@ -58,6 +58,15 @@ def test_a_local_model_is_served_as_its_files_say(daemon: Daemons, tiny: Path):
         assert not model.is_stale
 
 
+def test_of_a_complete_model_no_byte_is_only_promised(daemon: Daemons, tiny: Path):
+    served = daemon({"llm": f"file://{tiny}/"})
+    assert served.run("prefetch", "llm").returncode == 0
+    memory = served.status()["memory"]
+    pages = [-(-len(data) // 4096) * 4096 for data in contents(tiny).values()]
+    assert (memory["reserved_bytes"], memory["committed_bytes"]) == (0, sum(pages))
+    assert sum(map(len, contents(tiny).values())) < sum(pages), "or it shows nothing"
+
+
 def test_a_worker_computes_with_the_mapping_what_it_would_with_the_files(
     daemon: Daemons, tiny: Path
 ):
