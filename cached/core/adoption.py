@@ -53,6 +53,9 @@ def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> l
         load.is_aside = each.is_published and each in beside
         if load.own_bytes() <= shelf.ledger.free_bytes:
             shelf.ledger.reserve(load.of, load.own_bytes())
+            for index, spans in enumerate(each.there):
+                for span in spans if index not in load.shared else ():
+                    shelf.commit(FileRef(load.of, index), span.start, span.stop)
             adopted.append(load)
             if each in offered and each.is_current:
                 shelf.models[each.of.name].passed_over = each.passed_over

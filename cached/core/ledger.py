@@ -76,9 +76,12 @@ class Ledger:
         self.used_bytes += size_bytes
 
     def take_over(self, of: VersionRef, size_bytes: int) -> None:
-        """Count what is in memory already, whether the budget allows it or not."""
-        self._accounts.setdefault(of, _Account()).size_bytes += size_bytes
+        """Count what is on pages already, whether the budget allows it or not."""
+        account = self._accounts.setdefault(of, _Account())
+        account.size_bytes += size_bytes
+        account.committed_bytes += size_bytes
         self.used_bytes += size_bytes
+        self.committed_bytes += size_bytes
 
     def hand_over(self, giver: FileRef, taker: FileRef, size_bytes: int) -> None:
         """Charge another version for a file that both have, before the one is released.

@@ -170,6 +170,7 @@ class Left(NamedTuple):
             else look at the content before it is served.
         passed_over: the versions that the operator went back from, to this one.
         inodes: device and inode of each object's file; empty if there is no manifest.
+        there: which bytes of each object's file are there; empty if there is no manifest.
     """
 
     of: VersionRef
@@ -181,3 +182,4 @@ class Left(NamedTuple):
     is_trusted: bool
     passed_over: tuple[str, ...] = ()
     inodes: tuple[tuple[int, int], ...] = ()
+    there: tuple[tuple[Range, ...], ...] = ()

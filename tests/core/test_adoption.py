@@ -8,7 +8,7 @@ import pytest
 
 from cached.core import effects, events
 from cached.core.errors import LoadFailed
-from cached.core.objects import FileRef, Left, Manifest, ObjectFacts, VersionRef
+from cached.core.objects import FileRef, Left, Manifest, ObjectFacts, Range, VersionRef
 from tests.fakes.world import BLOCK, RIGHT, World, manifest, stored
 
 URI = "s3://bucket/m/"
@@ -271,6 +271,44 @@ def test_half_a_version_stays_while_the_store_does_not_answer_and_is_not_waited_
     assert answer is not None
     assert answer.code == "version_unknown"
     assert set(world.sizes) == {each.of for each in found}
+
+
+def test_what_is_left_counts_as_on_pages_before_it_is_opened():
+    whole = tuple((Range(0, file.size_bytes),) for file in ONE.objects)
+    part = ((Range(0, 6 * BLOCK),), (Range(BLOCK, 2 * BLOCK),))
+    found = [
+        left(ONE, load=1, there=whole),
+        left(TWO, load=2, is_published=False, is_current=False, there=part),
+        left(None, load=3),
+    ]
+    world = World({"m": ONE}, left=found)
+    before = memory_of(world)
+    del world.listings["m"]
+    world.run()
+
+    assert (before["committed_bytes"], before["reserved_bytes"]) == (22 * BLOCK, 5 * BLOCK)
+    versions = world.status("m")["versions"]
+    assert isinstance(versions, list)
+    assert [each["committed_bytes"] for each in versions] == [12 * BLOCK, 7 * BLOCK]
+    assert memory_of(world)["committed_bytes"] == 19 * BLOCK, "what is of no use has gone"
+
+
+def test_what_is_left_does_not_take_from_the_machine_twice():
+    other = manifest(stored("o.safetensors", 8), uri="s3://bucket/o/")
+    world = World({"o": other}, left=[left(ONE)], available_bytes=8 * BLOCK)
+    _, request = world.opened("o")
+    world.end(world.job(effects.Resolve))  # before the memory of the other is back
+
+    assert world.answer(request) is None
+    assert any(isinstance(job, effects.CreateSegments) for job in world.jobs)
+
+
+def memory_of(world: World) -> dict[str, int]:
+    answer = world.answer(world.ask(world.connect(), "status"))
+    assert answer is not None
+    memory = answer.body["memory"]
+    assert isinstance(memory, dict)
+    return memory
 
 
 def test_half_a_version_makes_room_for_who_is_asked_for():

@@ -84,3 +84,13 @@ def test_what_is_not_known_takes_nothing():
     ledger = Ledger(BUDGET)
     assert ledger.size_of(A) == 0
     assert ledger.committed_of(A) == 0
+
+
+def test_what_is_there_already_is_on_pages_though_the_budget_is_less():
+    ledger = Ledger(BUDGET)
+    of = VersionRef("left", "1")
+    ledger.take_over(of, BUDGET + 1)
+    assert (ledger.free_bytes, ledger.reserved_bytes) == (-1, 0)
+    assert ledger.committed_of(of) == BUDGET + 1
+    assert ledger.release(of) == BUDGET + 1
+    assert (ledger.used_bytes, ledger.committed_bytes) == (0, 0)

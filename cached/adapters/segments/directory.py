@@ -102,7 +102,7 @@ class DirectorySegments(Segments):
         try:
             if relic.left.manifest is None or _files(relic.left.manifest) != _files(manifest):
                 raise _changed(relic)
-            for stored, spans in zip(manifest.objects, relic.there, strict=True):
+            for stored, spans in zip(manifest.objects, relic.left.there, strict=True):
                 fd, facts = _open(self.root, f"{relic.place}/{stored.path}")
                 file = self._known(fd, facts, stored.path)
                 version.files.append(file)

@@ -45,13 +45,11 @@ class Relic(NamedTuple):
         left: for those who decide what becomes of it.
         place: its directory, as the system spells it.
         stem: its number in ``about``, if it has a description.
-        there: which bytes of each file are there.
     """
 
     left: Left
     place: str
     stem: str | None
-    there: tuple[tuple[Range, ...], ...]
 
 
 def survey(root: str, boot_id: str) -> list[Relic]:
@@ -82,8 +80,9 @@ def survey(root: str, boot_id: str) -> list[Relic]:
             is_trusted=bool(boot_id and description and description.boot_id == boot_id),
             passed_over=_passed_over(f"{root}/about/{stem}.over"),
             inodes=_inodes(description, found) if there is not None else (),
+            there=there or (),
         )
-        relics.append(Relic(left, place, stem if description else None, there or ()))
+        relics.append(Relic(left, place, stem if description else None))
     _sweep(root, {relic.stem for relic in relics if relic.left.manifest})
     return _sized(_numbered(relics))
 

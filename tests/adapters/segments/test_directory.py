@@ -20,7 +20,7 @@ from cached.core.adoption import adopt
 from cached.core.errors import LoadFailed
 from cached.core.ledger import Ledger
 from cached.core.loads import Limits
-from cached.core.objects import FileRef, Manifest, ModelRef, Range, VersionRef
+from cached.core.objects import FileRef, Left, Manifest, ModelRef, Range, VersionRef
 from cached.core.shelf import Shelf
 from tests.adapters.segments.versions import (
     DATA,
@@ -37,7 +37,6 @@ from tests.adapters.segments.versions import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cached.core.objects import Left
     from tests.adapters.segments.conftest import Opened
 
 MIB = 1 << 20
@@ -163,19 +162,17 @@ def test_a_complete_version_is_adopted_as_it_is(root, opened, segments):
 
     second = opened()
     left = only(second)
-    assert left._replace(size_bytes=0) == (
-        OF._replace(load=1),
-        manifest,
-        directory,
-        True,
-        True,
-        0,
-        True,
-        (),
-        tuple(
-            (found.st_dev, found.st_ino)
-            for found in (os.stat(f"{directory}/{path}") for path in DATA)
-        ),
+    facts = [os.stat(f"{directory}/{path}") for path in DATA]
+    assert left._replace(size_bytes=0) == Left(
+        of=OF._replace(load=1),
+        manifest=manifest,
+        path=directory,
+        is_published=True,
+        is_current=True,
+        size_bytes=0,
+        is_trusted=True,
+        inodes=tuple((found.st_dev, found.st_ino) for found in facts),
+        there=tuple((Range(0, len(data)),) if data else () for data in DATA.values()),
     )
     used = sum(os.stat(f"{directory}/{path}").st_blocks * 512 for path in DATA)
     assert left.size_bytes == used > 0
