@@ -12,7 +12,7 @@ from cached.cli.arguments import Parser, add_socket, add_timeout
 from cached.cli.asking import Asking
 from cached.cli.main import FAILED, OK, complain
 from cached.cli.progress import Progress, Sample
-from cached.cli.table import named, status_table
+from cached.cli.table import done_bytes, named, status_table
 from cached.cli.terminal import CLEAR_BELOW, CLEAR_LINE, HOME, say, terminal_of
 
 if TYPE_CHECKING:
@@ -89,16 +89,10 @@ def _sample(model: dict[str, Any]) -> Sample:
     return Sample(
         name=model["name"],
         state=model["state"],
-        done_bytes=_done_bytes(model),
+        done_bytes=done_bytes(model),
         size_bytes=model["size_bytes"] or 0,
         load_s=model["load_s"],
     )
-
-
-def _done_bytes(told: dict[str, Any]) -> int:
-    """Return how many bytes of a model or a version are there: whole pages may be some more."""
-    there_bytes: int = told.get("committed_bytes", 0)
-    return min(there_bytes, told.get("size_bytes") or 0)
 
 
 # --- refresh
@@ -163,7 +157,7 @@ def _refreshed_sample(wanted: str | None, model: dict[str, Any]) -> Sample:
     return Sample(
         name=model["name"],
         state="loading" if coming else "resolving",
-        done_bytes=_done_bytes(coming),
+        done_bytes=done_bytes(coming),
         size_bytes=coming.get("size_bytes", 0),
     )
 

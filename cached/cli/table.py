@@ -44,6 +44,20 @@ def named(name: str, why: str) -> str:
     return why if why.startswith((f"cannot load {name}:", f"{name} needs ")) else f"{name}: {why}"
 
 
+def done_bytes(told: Mapping[str, Any]) -> int:
+    """Return how much is there of a version, or of the one that a model shows.
+
+    Its last page may be some more, and the model may have other versions in memory.
+    """
+    shown = [
+        each
+        for each in told.get("versions", ())
+        if each["version"] == told["version"] and each["state"] != "leaving"
+    ]
+    there_bytes: int = (shown or [told])[0].get("committed_bytes", 0)
+    return min(there_bytes, told.get("size_bytes") or 0)
+
+
 def _daemon(reply: Mapping[str, Any]) -> str:
     ready = "ready" if reply.get("ready") else "not ready"
     uptime = format_seconds(round(reply.get("uptime_s", 0)))
@@ -64,7 +78,7 @@ def _memory(reply: Mapping[str, Any]) -> str:
 def _rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the row of a model, and one for each version in memory beside the one it shows."""
     size_bytes = model.get("size_bytes")
-    done = f"{min(1, model.get('committed_bytes', 0) / size_bytes):.0%}" if size_bytes else "-"
+    done = f"{done_bytes(model) / size_bytes:.0%}" if size_bytes else "-"
     name = model["name"] + (" (pinned)" if model.get("pinned") else "")
     version = model.get("version") or "-"
     if version != "-" and model.get("confirmed") is False:

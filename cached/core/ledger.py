@@ -63,6 +63,12 @@ class Ledger:
         account = self._accounts.get(of)
         return account.committed_bytes if account else 0
 
+    def committed_in(self, file: FileRef) -> int:
+        """Return the bytes of one file that are on pages; 0 if its version has none."""
+        account = self._accounts.get(file.of)
+        spans = account.committed.get(file.index, ()) if account else ()
+        return sum(span.stop - span.start for span in spans)
+
     def reserve(self, of: VersionRef, size_bytes: int) -> None:
         """Promise ``size_bytes`` more to a version.
 
@@ -92,9 +98,8 @@ class Ledger:
             size_bytes: what it takes in memory; all of it is on pages.
         """
         account = self._accounts[giver.of]
-        committed_bytes = sum(
-            span.stop - span.start for span in account.committed.pop(giver.index, ())
-        )
+        committed_bytes = self.committed_in(giver)
+        account.committed.pop(giver.index, None)
         account.size_bytes -= size_bytes
         account.committed_bytes -= committed_bytes
         other = self._accounts.setdefault(taker.of, _Account())

@@ -51,13 +51,14 @@ def status(shelf: Shelf, about: About, models: Iterable[Model], now_s: float) ->
 def _model(shelf: Shelf, model: Model) -> dict[str, object]:
     load = model.offered
     manifest = load.manifest if load else model.pending
+    versions = _versions(shelf, model)
     return {
         "name": model.ref.name,
         "uri": model.ref.uri,
         "state": _state(shelf, model),
         "version": manifest.version if manifest else None,
         "size_bytes": manifest.size_bytes if manifest else None,
-        "committed_bytes": shelf.ledger.committed_of(load.of) if load else 0,
+        "committed_bytes": sum(shelf.ledger.committed_of(each.of) for each in versions),
         "files": len(manifest.objects) if manifest else None,
         "headers": load.has_headers if load else False,
         "leases": len(load.holders) if load else 0,
@@ -70,7 +71,7 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "passed_over": list(model.passed_over),
         "refreshing": model.current is not None and model.state not in {"idle", "failed"},
         "verified": load.integrity.summary if load and load.is_complete else None,
-        "versions": [_version(shelf, model, each) for each in _versions(shelf, model)],
+        "versions": [_version(shelf, model, each) for each in versions],
     }
 
 
@@ -100,6 +101,6 @@ def _version(shelf: Shelf, model: Model, load: Load) -> dict[str, object]:
         "state": state,
         "leases": len(load.holders),
         "size_bytes": load.manifest.size_bytes,
-        "committed_bytes": shelf.ledger.committed_of(load.of),
+        "committed_bytes": shelf.committed_of(load),
         "path": load.path,
     }

@@ -132,6 +132,11 @@ class Shelf:
         """Note that bytes ``[start, stop)`` of a file are on pages now, which are whole."""
         self.ledger.commit(file, start - start % PAGE_BYTES, file_bytes(stop))
 
+    def committed_of(self, load: Load) -> int:
+        """Return what the files of a load have on pages, those included that it shares."""
+        shared_bytes = sum(map(self.ledger.committed_in, load.shared.values()))
+        return self.ledger.committed_of(load.of) + shared_bytes
+
     def free(self, load: Load, *, if_unused: bool = False) -> None:
         """Have a load unlinked, and its memory given back unless somebody maps it.
 

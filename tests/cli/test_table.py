@@ -53,6 +53,21 @@ def test_pages_are_never_more_than_all():
     assert " 100% " in status_table(reply(small), Terminal())
 
 
+def test_a_model_is_as_far_as_the_version_that_it_shows():
+    coming = {"version": "v2", "state": "loading", "committed_bytes": 4 * MIB}
+    gone = {"version": "v2", "state": "leaving", "committed_bytes": 16 * MIB}
+    kept = {"version": "v1", "state": "kept", "committed_bytes": 16 * MIB}
+    both = model(
+        "both",
+        "loading",
+        size_bytes=16 * MIB,
+        committed_bytes=20 * MIB,
+        version="v2",
+        versions=[gone, coming, kept],
+    )
+    assert " 25% " in status_table(reply(both), Terminal())
+
+
 def test_the_table_as_a_whole():
     assert status_table(reply(LLM, CLIP, SDXL), Terminal()) == (
         "daemon 0.1.0, pid 4711, up 1m15s, ready, on /run/cached.sock\n"

@@ -94,3 +94,14 @@ def test_what_is_there_already_is_on_pages_though_the_budget_is_less():
     assert ledger.committed_of(of) == BUDGET + 1
     assert ledger.release(of) == BUDGET + 1
     assert (ledger.used_bytes, ledger.committed_bytes) == (0, 0)
+
+
+def test_the_bytes_of_one_file_are_those_of_its_ranges():
+    ledger = Ledger(BUDGET)
+    of = VersionRef("m", "1")
+    ledger.reserve(of, 100)
+    ledger.commit(FileRef(of, 0), 0, 10)
+    ledger.commit(FileRef(of, 1), 20, 50)
+    ledger.commit(FileRef(of, 1), 60, 70)
+    assert [ledger.committed_in(FileRef(of, index)) for index in range(3)] == [10, 40, 0]
+    assert ledger.committed_in(FileRef(VersionRef("m", "2"), 0)) == 0

@@ -98,3 +98,19 @@ def test_only_what_an_earlier_daemon_left_is_unconfirmed():
     assert before is False
     assert (gone["state"], gone["version"], gone["confirmed"]) == ("absent", None, True)
     assert world.status("m")["confirmed"] is True, "the store has just named it"
+
+
+def test_each_version_counts_what_it_shares_and_the_model_counts_it_once():
+    newer = manifest(stored("a.safetensors", 3, etag='"2"'), stored("b.txt", 1))
+    world = World({"m": ONE}, prefetch=["m"], kept_versions=1)
+    world.run()
+    world.listings["m"] = newer
+    world.ask(world.connect(), "refresh", model="m")
+    world.run()
+
+    status = world.status("m")
+    versions = status["versions"]
+    assert isinstance(versions, list)
+    assert [each["version"] for each in versions] == [newer.version, ONE.version]
+    assert [each["committed_bytes"] for each in versions] == [4 * BLOCK, 4 * BLOCK]
+    assert status["committed_bytes"] == 7 * BLOCK

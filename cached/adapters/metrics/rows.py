@@ -58,7 +58,7 @@ ROWS = (
     Row("cached_build_info", INFO, "Which daemon this is.", ("version", "python")),
     _gauge("cached_uptime_seconds", "Since the daemon started."),
     _gauge("cached_ready", "1 once every model to be prefetched has been complete."),
-    _gauge("cached_model_bytes", "Bytes in memory of the current version.", "model", "state"),
+    _gauge("cached_model_bytes", "Bytes in memory of its versions together.", "model", "state"),
     _gauge("cached_model_size_bytes", "Size of the current version, once it is known.", "model"),
     _gauge("cached_model_state", "1 for the state that the model is in.", "model", "state"),
     _gauge("cached_model_confirmed", "0: the store has not said yet that it is current.", "model"),
