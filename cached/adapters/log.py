@@ -180,12 +180,21 @@ class Writer:
 class Log:
     """An Observer that writes what ``ROWS`` names; in the mailbox thread."""
 
-    __slots__ = ("_began_s", "_filling", "_repeats", "_size_bytes", "_told", "_writer")
+    __slots__ = (
+        "_began_s",
+        "_fetched_bytes",
+        "_filling",
+        "_repeats",
+        "_size_bytes",
+        "_told",
+        "_writer",
+    )
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._began_s: dict[str | VersionRef, float] = {}  # of resolves and of loads
         self._size_bytes: dict[VersionRef, int] = {}  # of versions that are being loaded
+        self._fetched_bytes: dict[VersionRef, int] = {}  # of those: what was not there before
         self._filling: set[VersionRef] = set()  # those of which a GET went out
         self._told: set[tuple[VersionRef, str]] = set()  # what is said once of a version
         self._repeats: dict[tuple[object, ...], tuple[float, int]] = {}
@@ -201,7 +210,13 @@ class Log:
                 self._began_s[effect.ref.name] = now_s
             case effects.CreateSegments():
                 self._began_s[effect.of] = now_s
-                self._size_bytes[effect.of] = effect.manifest.size_bytes
+                self._size_bytes[effect.of] = size_bytes = effect.manifest.size_bytes
+                objects = effect.manifest.objects
+                shared_bytes = sum(objects[index].size_bytes for index in effect.shared)
+                self._fetched_bytes[effect.of] = size_bytes - shared_bytes
+            case effects.Adopted():
+                size_bytes = self._size_bytes.get(effect.of, 0)
+                self._fetched_bytes[effect.of] = size_bytes - effect.there_bytes
             case effects.FetchPart() if effect.part.file.of not in self._filling:
                 of = effect.part.file.of
                 self._filling.add(of)
@@ -235,6 +250,7 @@ class Log:
     def _forget(self, of: VersionRef) -> None:
         self._began_s.pop(of, None)
         self._size_bytes.pop(of, None)
+        self._fetched_bytes.pop(of, None)
         self._filling.discard(of)
 
     def _note(self, record: Event | Effect, now_s: float) -> None:
@@ -242,6 +258,8 @@ class Log:
         if row is None:
             return
         level, text = row
+        if isinstance(record, events.Published) and record.of not in self._began_s:
+            level = "debug"  # it was before, and has become current again
         extra = self._extra(record, now_s)
         code = extra.get("code")
         if isinstance(record, effects.Refused) and record.code in _PASSING:
@@ -263,13 +281,7 @@ class Log:
             case events.Resolved():
                 return _seconds(self._began_s.pop(record.name, None), now_s)
             case events.Published():
-                size_bytes = self._size_bytes.get(record.of, 0)
-                seconds = _seconds(self._began_s.get(record.of), now_s)
-                self._forget(record.of)
-                took_s = seconds.get("seconds")
-                if isinstance(took_s, float) and took_s > 0:
-                    seconds["mb_per_s"] = round(size_bytes / 1e6 / took_s, 1)
-                return {"size_bytes": size_bytes, **seconds}
+                return self._published(record.of, now_s)
             case effects.Reply(body={"error": dict(error)}):
                 told = {"code": error.get("code"), "error": error.get("message")}
                 return told | ({"hint": error["hint"]} if error.get("hint") else {})
@@ -277,6 +289,17 @@ class Log:
                 return {"hint": "it ends once they are answered; a second signal ends it at once"}
             case _:
                 return {}
+
+    def _published(self, of: VersionRef, now_s: float) -> Fields:
+        """Return how much was published, in which time; and how fast, if any of it was fetched."""
+        fields = _seconds(self._began_s.get(of), now_s)
+        if of in self._size_bytes:
+            fields["size_bytes"] = self._size_bytes[of]
+        took_s, fetched_bytes = fields.get("seconds"), self._fetched_bytes.get(of, 0)
+        if isinstance(took_s, float) and took_s > 0 and fetched_bytes:
+            fields["mb_per_s"] = round(fetched_bytes / 1e6 / took_s, 1)
+        self._forget(of)
+        return fields
 
     def _is_repeated(self, fields: Fields, now_s: float) -> bool:
         """Return whether such a line was just written; count it if so, tell the count if not."""

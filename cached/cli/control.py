@@ -122,12 +122,13 @@ def _refresh_parser(name: str) -> Parser:
 def _refresh(options: argparse.Namespace) -> int:
     name = options.name
     with Asking(options.socket, options.timeout_s) as daemon:
-        before = daemon.models([name])[0]["version"]
+        (model,) = daemon.models([name])
+        before, there = model["version"], _complete(model)
         daemon.ask("refresh", model=name, version=options.version)
         if options.no_wait:
             (model,) = daemon.models([name])
         else:
-            (model,) = _follow(daemon, [name], partial(_refreshed_sample, options.version))
+            (model,) = _follow(daemon, [name], partial(_refreshed_sample, options.version, there))
     if options.json:
         say(json.dumps(model, indent=2) + "\n")
     if options.no_wait:
@@ -143,15 +144,22 @@ def _refresh(options: argparse.Namespace) -> int:
     return OK
 
 
-def _refreshed_sample(wanted: str | None, model: dict[str, Any]) -> Sample:
+def _complete(model: dict[str, Any]) -> set[str]:
+    """Return the versions that are in memory whole, by the status of a model."""
+    return {each["version"] for each in model.get("versions", ()) if each.get("path")}
+
+
+def _refreshed_sample(wanted: str | None, there: set[str], model: dict[str, Any]) -> Sample:
     """Return how far the version is that comes beside the current one; else as for a prefetch.
 
     Args:
         wanted: the version to go back to: once it is current, nothing more is waited for.
+        there: versions that were in memory before: how long they took to load is not told.
         model: its status.
     """
     if not model.get("refreshing") or (wanted is not None and model["version"] == wanted):
-        return _sample(model)
+        sample = _sample(model)
+        return sample._replace(load_s=None) if model["version"] in there else sample
     versions: list[dict[str, Any]] = model["versions"]
     coming = next((each for each in versions if each["state"] == "loading"), {})
     return Sample(

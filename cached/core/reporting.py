@@ -65,7 +65,7 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "opens": model.opens,
         "path": load.path if load else None,
         "pinned": model.ref.pinned,
-        "load_s": round(load.load_s, 6) if load and load.is_complete else None,
+        "load_s": _load_s(load),
         "error": str(model.error) if model.error else None,
         "confirmed": model.is_confirmed or not (load and load.is_adopted),
         "passed_over": list(model.passed_over),
@@ -73,6 +73,12 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "verified": load.integrity.summary if load and load.is_complete else None,
         "versions": [_version(shelf, model, each) for each in versions],
     }
+
+
+def _load_s(load: Load | None) -> float | None:
+    """Return how long this daemon took to load a version; None if an earlier one left it."""
+    is_loaded = load is not None and load.is_complete and not load.is_adopted
+    return round(load.load_s, 6) if load is not None and is_loaded else None
 
 
 def _state(shelf: Shelf, model: Model) -> str:

@@ -280,6 +280,38 @@ def test_info_tells_the_story_of_a_load(pipe: Pipe):
     ]
 
 
+def test_what_is_taken_over_has_its_size_and_no_rate(pipe: Pipe):
+    pipe.log.decided(effects.CreateSegments(OF, MANIFEST), 1.0)
+    pipe.log.decided(effects.Adopted(OF, SIZE_BYTES), 1.5)
+    pipe.log.happened(events.Published(OF, "/p"), 1.5)
+    published = pipe.lines()[-1]
+    assert published | {"size_bytes": SIZE_BYTES, "seconds": 0.5} == published
+    assert "mb_per_s" not in published
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["half", "shared"])
+def test_the_rate_is_of_what_was_fetched(pipe: Pipe, is_shared: bool):
+    shared = {1: FileRef(OF._replace(load=1), 0)} if is_shared else {}
+    one, two = (STORED._replace(path=path, size_bytes=SIZE_BYTES // 2) for path in "ab")
+    manifest = MANIFEST._replace(objects=(one, two))
+    pipe.log.decided(effects.CreateSegments(OF, manifest, shared), 1.0)
+    if not is_shared:
+        pipe.log.decided(effects.Adopted(OF, SIZE_BYTES // 2), 1.0)
+    pipe.log.happened(events.Published(OF, "/p"), 1.5)
+    published = pipe.lines()[-1]
+    assert (published["size_bytes"], published["mb_per_s"]) == (SIZE_BYTES, 250.0)
+
+
+def test_what_becomes_current_again_is_not_told_as_published(pipe: Pipe, debug: Pipe):
+    for log in (pipe.log, debug.log):
+        log.happened(events.Published(OF, "/p"), 9.0)
+        log.decided(effects.Switched(OF, "77aa"), 9.0)
+    assert [line["event"] for line in pipe.lines()] == ["version became current"]
+    published = debug.lines()[0]
+    assert published["event"] == "model published"
+    assert published.keys().isdisjoint({"size_bytes", "seconds", "mb_per_s"})
+
+
 def test_a_second_load_of_a_version_begins_again(pipe: Pipe):
     for start_s in (0.0, 10.0):
         pipe.log.decided(effects.CreateSegments(OF, MANIFEST), start_s)

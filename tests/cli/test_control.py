@@ -7,6 +7,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.fakes.commands import HELD, output
 
 if TYPE_CHECKING:
@@ -138,7 +140,7 @@ ENTRY: dict[str, Any] = {
     "error": None,
     "version": "v1",
     "refreshing": False,
-    "versions": [{"version": "v1", "state": "current", "size_bytes": 100}],
+    "versions": [{"version": "v1", "state": "current", "size_bytes": 100, "path": "/m/v1"}],
 }
 COMING: dict[str, Any] = {
     "refreshing": True,
@@ -205,6 +207,18 @@ def test_refresh_goes_back_to_a_version(scripted, capsys):
     out, _ = output(capsys, "refresh", "m", "--version", "v1")
     assert out == "m: v1 is current, was v2\n"
     assert asked[0]["version"] == "v1"
+
+
+@pytest.mark.parametrize("flags", [[], ["--version", "v1"]], ids=["found", "named"])
+def test_refresh_to_what_is_in_memory_tells_no_speed(scripted, capsys, flags: list[str]):
+    kept = [{"version": "v1", "state": "kept", "path": "/m/v1"}]
+    scripted(answers({"version": "v2", "versions": kept}, {}))
+    assert output(capsys, "refresh", "m", *flags)[1] == "m: resident, 100 B\n"
+
+
+def test_refresh_to_what_was_loaded_tells_how_fast(scripted, capsys):
+    scripted(answers({}, {"version": "v2"}))
+    assert output(capsys, "refresh", "m")[1] == "m: resident, 100 B in 500 ms, 0.0 MB/s\n"
 
 
 def test_refresh_to_the_current_version_is_no_failure_of_the_refresh_before(scripted, capsys):

@@ -114,3 +114,12 @@ def test_each_version_counts_what_it_shares_and_the_model_counts_it_once():
     assert [each["version"] for each in versions] == [newer.version, ONE.version]
     assert [each["committed_bytes"] for each in versions] == [4 * BLOCK, 4 * BLOCK]
     assert status["committed_bytes"] == 7 * BLOCK
+
+
+def test_only_what_was_loaded_took_time():
+    world = World({"m": ONE, "n": ONE}, prefetch=["n"], left=[LEFT])
+    world.run()
+
+    assert world.status("m")["state"] == world.status("n")["state"] == "resident"
+    assert world.status("m")["load_s"] is None
+    assert world.status("n")["load_s"] == 0.0, "time stands still"

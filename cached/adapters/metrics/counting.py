@@ -74,6 +74,7 @@ class Metrics:
         self._counts: dict[str, Values] = {row.name: {} for row in ROWS}
         self._histograms = {row.name: Histogram(row.buckets) for row in ROWS if row.buckets}
         self._resident: set[VersionRef] = set()
+        self._loading: dict[VersionRef, float] = {}  # since when
         self._hedged: dict[int, tuple[int, int]] = {}  # part → attempts under way, byte reached
         self._mapped: set[VersionRef] = set()
         self._resolving: dict[str, float] = {}
@@ -125,7 +126,7 @@ class Metrics:
                 self._histograms["cached_resolve_seconds"].observe(now_s - began_s)
             case events.Published():
                 self._resident.add(event.of)
-                self._add("cached_loads_total", self._model(event.of.name))
+                self._loaded(event.of, now_s)
             case events.StillMapped():
                 self._mapped.add(event.of)
             case events.Freed():
@@ -142,8 +143,11 @@ class Metrics:
         match effect:
             case effects.Reply():
                 self._replied(effect, now_s)
+            case effects.CreateSegments():
+                self._loading[effect.of] = now_s
             case effects.FetchPart():
                 self._add("cached_gets_in_flight")
+                self._loading.setdefault(effect.part.file.of, now_s)
             case effects.Resolve():
                 self._resolving[effect.ref.name] = now_s
             case effects.WakeAt():
@@ -154,6 +158,7 @@ class Metrics:
                 self._add("cached_loads_refused_total", effect.code)
             case effects.Evicted():
                 self._resident.discard(effect.of)
+                self._loading.pop(effect.of, None)
                 self._add("cached_evictions_total", effect.reason)
             case _:
                 self._checked(effect)
@@ -172,6 +177,7 @@ class Metrics:
             case effects.Adopted():
                 model = self._model(effect.of.name)
                 self._add("cached_adopted_bytes_total", model, amount=effect.there_bytes)
+                self._loading.pop(effect.of, None)  # unless a GET shows that it is not all there
             case _:
                 pass
 
@@ -230,6 +236,14 @@ class Metrics:
         else:
             model = self._model(part.file.of.name)
             self._add("cached_fetch_bytes_total", model, amount=max(0, watermark - part.start))
+
+    def _loaded(self, of: VersionRef, now_s: float) -> None:
+        """Count a load that ended; not what was in memory before."""
+        began_s = self._loading.pop(of, None)
+        if began_s is not None:
+            model = self._model(of.name)
+            self._add("cached_loads_total", model)
+            self._counts["cached_load_seconds"][model,] = now_s - began_s
 
     def _looked(self, effect: effects.Looked) -> None:
         self._add("cached_files_checked_total", effect.algorithm or "none")

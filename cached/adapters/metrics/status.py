@@ -50,7 +50,6 @@ def status_values(status: Mapping[str, object], models: Iterable[str]) -> dict[s
         put("cached_model_size_bytes", model["size_bytes"], name)
         put("cached_model_leases", model["leases"], name)
         put("cached_model_opens_total", model["opens"], name)
-        put("cached_load_seconds", model["load_s"], name)
         for each in STATES:
             put("cached_model_state", each == state, name, each)
         put("cached_model_confirmed", model.get("confirmed"), name)

@@ -18,6 +18,7 @@ from cached.adapters.metrics.rows import LAG_S, ROWS
 from cached.core import effects, errors, events
 from cached.core.objects import (
     FileRef,
+    Manifest,
     ModelRef,
     ObjectFacts,
     Part,
@@ -38,6 +39,15 @@ LOCAL = PeerId(0)
 
 
 KMS = ObjectFacts(encryption="aws:kms", kms_key="key")
+
+
+MANIFEST = Manifest("s3://b/m/", OF.version, (STORED,))
+
+
+def load(counted: Metrics, of: VersionRef = OF, *, began_s: float = 0.5) -> None:
+    """Have a version loaded until 1.0."""
+    counted.decided(effects.CreateSegments(of, MANIFEST), began_s)
+    counted.happened(events.Published(of, "/p"), 1.0)
 
 
 def metrics(**probes: float) -> Metrics:
@@ -94,6 +104,7 @@ def test_prometheus_reads_every_family(accept: str):
     counted.decided(effects.Mismatched(FileRef(OF, 0), "a", "crc32c", 0, 9, is_final=False), 1.0)
     counted.decided(effects.Looked(FileRef(OF, 0), "a", KMS, "crc32c"), 1.0)
     counted.decided(effects.Adopted(OF, 7), 1.0)
+    load(counted)
     ask(counted, "open", 1, 1.0, model="llm")
     answer(counted, "open", 1, 1.5, {"complete": True})
     body, content_type = counted.render(STATUS, accept)
@@ -176,7 +187,7 @@ def test_gets_are_counted_by_how_they_ended_and_bytes_once():
 
 def test_an_open_of_a_resident_model_is_a_hit_and_has_its_first_tensor():
     counted = metrics()
-    counted.happened(events.Published(OF, "/p"), 1.0)
+    load(counted)
     ask(counted, "open", 1, 2.0, model="llm")
     answer(counted, "open", 1, 2.004, {"complete": True})
     found = samples(counted)
@@ -203,6 +214,46 @@ def test_the_first_tensor_of_a_cold_open_comes_with_its_first_wait():
     assert found["cached_open_seconds_sum", ()] == pytest.approx(0.5)
     assert found["cached_first_tensor_seconds_count", ()] == 1
     assert found["cached_first_tensor_seconds_sum", ()] == pytest.approx(1.0)
+
+
+def loads(counted: Metrics) -> tuple[float, float | None]:
+    """Return how many versions of llm were loaded, and how long the last took."""
+    found = samples(counted)
+    seconds = found.get(("cached_load_seconds", ("llm",)))
+    return found["cached_loads_total", ("llm",)], seconds
+
+
+def test_what_becomes_current_again_was_not_loaded():
+    counted = metrics()
+    newer = VersionRef("llm", "77aa", 2)
+    load(counted, began_s=0.25)
+    load(counted, newer)
+    assert loads(counted) == (2, 0.5)
+    counted.happened(events.Published(OF, "/p"), 9.0)
+    counted.happened(events.Published(newer, "/p"), 9.5)
+    assert loads(counted) == (2, 0.5)
+
+
+def test_of_what_is_taken_over_only_the_rest_is_loaded():
+    counted = metrics()
+    counted.decided(effects.CreateSegments(OF, MANIFEST), 1.0)
+    counted.decided(effects.Adopted(OF, 10_000), 1.0)
+    counted.happened(events.Published(OF, "/p"), 1.5)
+    assert loads(counted) == (0, None)
+    half = VersionRef("llm", "77aa", 2)
+    counted.decided(effects.CreateSegments(half, MANIFEST), 2.0)
+    counted.decided(effects.Adopted(half, 100), 3.0)
+    counted.decided(effects.FetchPart(part()._replace(file=FileRef(half, 0))), 3.0)
+    counted.happened(events.Published(half, "/p"), 3.25)
+    assert loads(counted) == (1, 0.25)
+
+
+def test_a_load_that_was_given_up_is_none():
+    counted = metrics()
+    counted.decided(effects.CreateSegments(OF, MANIFEST), 1.0)
+    counted.decided(effects.Evicted(OF, "failed", 0), 2.0)
+    counted.happened(events.Published(OF, "/p"), 3.0)
+    assert loads(counted) == (0, None)
 
 
 def test_an_open_after_an_eviction_is_a_miss():
@@ -276,7 +327,7 @@ def test_a_counter_has_a_bounded_number_of_series():
 def test_models_that_are_not_configured_are_left_out():
     counted = metrics()
     other = VersionRef("stranger", "1")
-    counted.happened(events.Published(other, "/p"), 1.0)
+    load(counted, other)
     models: list[dict[str, object]] = [
         dict(model, name="stranger")
         for model in STATUS["models"]  # type: ignore[attr-defined]  # a list, see above

@@ -13,8 +13,6 @@ def test_the_status_becomes_gauges():
     assert found["cached_model_bytes", ("clip", "absent")] == 0
     assert found["cached_model_size_bytes", ("llm",)] == 1000
     assert ("cached_model_size_bytes", ("clip",)) not in found
-    assert found["cached_load_seconds", ("llm",)] == 0.61
-    assert ("cached_load_seconds", ("clip",)) not in found
     assert found["cached_leases", ()] == 2
     assert found["cached_model_leases", ("llm",)] == 2
     assert found["cached_model_opens_total", ("llm",)] == 3
