@@ -237,10 +237,14 @@ class SegmentStore(Protocol):
             HeaderError: it breaks a rule of the format, or the file is shorter than 8 bytes.
         """
 
-    def publish(self, of: VersionRef) -> str:
+    def publish(self, of: VersionRef, checked_by: Sequence[str] = ...) -> str:
         """Make a complete version read-only and visible by path; return the directory.
 
         Of one that is published already: its directory.
+
+        Args:
+            of: the version.
+            checked_by: by what each file was checked, for the next daemon; empty: it was told.
 
         Raises:
             OutOfSpace: the file system is full.

@@ -245,7 +245,7 @@ class Runner:
                 there = segments.create(job.of, job.manifest, job.shared)
                 self._post(events.SegmentsReady(job.of, tuple(there)))
             case effects.Publish():
-                path = segments.publish(job.of)
+                path = segments.publish(job.of, job.checked_by)
                 if job.is_current:
                     segments.switch(job.of, job.passed_over)
                 self._post(events.Published(job.of, path))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cached.core.shelf import Shelf
 
     Inode = tuple[int, int]
+    Home = tuple[Load, int]
 
 
 def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> list[Load]:
@@ -46,7 +47,7 @@ def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> l
         shelf.ledger.take_over(each.of, each.size_bytes)
     offered = [each for some in chosen for each in some[:1]]
     beside = [each for some in chosen for each in some[1:]]
-    homes: dict[Inode, FileRef] = {}
+    homes: dict[Inode, Home] = {}
     adopted = []
     for each in [*offered, *beside]:
         load = _load(each, limits, now_s, homes)
@@ -60,7 +61,7 @@ def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> l
             if each in offered and each.is_current:
                 shelf.models[each.of.name].passed_over = each.passed_over
             for index, inode in enumerate(each.inodes):
-                homes.setdefault(inode, FileRef(load.of, index))
+                homes.setdefault(inode, (load, index))
         else:
             shelf.ledger.take_over(each.of, each.size_bytes)
             going.append(each)
@@ -97,20 +98,24 @@ def _adds_up(manifest: Manifest) -> bool:
     return is_named and version_of(manifest.uri, manifest.objects) == manifest.version
 
 
-def _load(left: Left, limits: Limits, now_s: float, homes: Mapping[Inode, FileRef]) -> Load:
+def _load(left: Left, limits: Limits, now_s: float, homes: Mapping[Inode, Home]) -> Load:
     """Return a version as a load; files that lie in an earlier one's home are shared with that."""
-    shared = {index: homes[inode] for index, inode in enumerate(left.inodes) if inode in homes}
+    found = {index: homes[inode] for index, inode in enumerate(left.inodes) if inode in homes}
+    shared = {index: FileRef(load.of, at) for index, (load, at) in found.items()}
     manifest = left.manifest or Manifest("", left.of.version, ())
     is_checked_first = limits.verify == DIGEST or not left.is_trusted
     planner = Planner(manifest, is_checked_first=is_checked_first)
-    was_checked = left.is_published and left.is_trusted and limits.verify != DIGEST
+    checked = {index: load.integrity.checked_by[at] for index, (load, at) in found.items()}
+    if left.is_published and left.is_trusted and limits.verify != DIGEST:
+        unknown = dict.fromkeys(range(len(manifest.objects)), "")
+        checked = unknown | dict(enumerate(left.checked_by))
     integrity = Integrity(
         manifest,
         planner,
         verify=limits.verify,
         can=limits.can_check,
         trusted=left.is_trusted,
-        checked=range(len(manifest.objects)) if was_checked else shared,
+        checked=checked,
     )
     return Load(
         left.of, manifest, planner, now_s, integrity=integrity, shared=shared, is_adopted=True

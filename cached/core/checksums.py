@@ -15,10 +15,14 @@ import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 SIZES: Final = {"crc64nvme": 8, "crc32c": 4, "crc32": 4, "sha256": 32, "sha1": 20}
 """Algorithms, the cheapest first, and the bytes of their values."""
+
+LENGTH: Final = "length"
+WAYS: Final = frozenset({*SIZES, "digest", LENGTH, ""})
+"""By what a file was checked; empty: by nothing that is known."""
 
 # Reflected polynomials (without the highest term), all with initial and final value ~0.
 _POLYNOMIALS: Final = {
@@ -28,6 +32,18 @@ _POLYNOMIALS: Final = {
 }
 _LENGTH_BITS: Final = 63  # of the longest file
 _TEXT: Final = re.compile(r"([a-z0-9]+):([A-Za-z0-9+/]+={0,2})(?:-(\d{1,5})@(\d{1,15}))?", re.ASCII)
+
+
+def summary(ways: Collection[str]) -> str:
+    """Return by what the files of a model were checked.
+
+    ``length`` comes last; it is also what is told where nothing is known.
+
+    Args:
+        ways: of ``WAYS``, of each file.
+    """
+    named = sorted(set(ways) - {"", LENGTH})
+    return " ".join([*named, LENGTH] if LENGTH in ways or not named else named)
 
 
 class Checksum(NamedTuple):

@@ -114,11 +114,14 @@ class Publish(NamedTuple):
     Attributes:
         is_current: False: it does not become current.
         passed_over: versions that the operator went back from; told to the next daemon.
+        checked_by: by what each file was checked (``checksums.WAYS``), for the next daemon; empty:
+            it was told before.
     """
 
     of: VersionRef
     is_current: bool = True
     passed_over: tuple[str, ...] = ()
+    checked_by: tuple[str, ...] = ()
 
 
 class Free(NamedTuple):

@@ -296,7 +296,8 @@ class Filling:
         model = self._shelf.models[load.of.name]
         if model.coming is load and model.state == "loading" and load.is_filled:
             model.advance("filled")
-            publish = Publish(load.of, not load.is_aside, model.passed_over)
+            checked_by = load.integrity.checked_by
+            publish = Publish(load.of, not load.is_aside, model.passed_over, checked_by)
             self._shelf.effects.append(publish)
 
     def plan(self, now_s: float) -> None:

@@ -19,7 +19,7 @@ from cached.core.objects import Range
 from cached.core.ranges import RangeSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cached.core.checksums import Checksum
     from cached.core.digests import Digests
@@ -203,16 +203,18 @@ class _File:
 
     Attributes:
         way: how it is checked; None if it cannot be, or nobody knows yet.
+        by: one of ``checksums.WAYS``.
         is_known: whether ``way`` is settled.
         is_early: whether its bytes may be read before they were checked.
         good: bytes that were found right.
         refetched: starts of what was fetched once more.
     """
 
-    __slots__ = ("good", "is_early", "is_known", "refetched", "size_bytes", "way")
+    __slots__ = ("by", "good", "is_early", "is_known", "refetched", "size_bytes", "way")
 
-    def __init__(self, size_bytes: int, *, is_known: bool, is_early: bool) -> None:
+    def __init__(self, size_bytes: int, by: str, *, is_known: bool, is_early: bool) -> None:
         self.size_bytes = size_bytes
+        self.by = by
         self.is_known = is_known
         self.is_early = is_early
         self.way: _Way | None = None
@@ -230,10 +232,10 @@ class Integrity:
         can: algorithms that this host computes.
         trusted: whether what is there already may be believed by its length: False for what an
             earlier boot left.
-        checked: indices of files that were checked before: those that another load shares.
+        checked: by what files were checked before, such as those of another load: by index.
     """
 
-    __slots__ = ("_can", "_files", "_is_length_used", "_list", "_planner", "_verify")
+    __slots__ = ("_can", "_files", "_list", "_planner", "_verify")
 
     def __init__(
         self,
@@ -243,21 +245,22 @@ class Integrity:
         verify: str,
         can: frozenset[str],
         trusted: bool = True,
-        checked: Container[int] = (),
+        checked: Mapping[int, str] | None = None,
     ) -> None:
         self._planner = planner
         self._verify = verify
         self._can = can
         self._list: int | None = None  # index of the list of digests
-        self._is_length_used = False  # a file has no checksum that this host computes
         self._files: list[_File] = []
+        before = checked or {}
         for index, stored in enumerate(manifest.objects):
             is_list = verify == DIGEST and stored.path == MANIFEST_NAME
             if is_list:
                 self._list = index
-            is_known = verify == OFF or is_list or index in checked or not stored.size_bytes
+            is_known = verify == OFF or is_list or index in before or not stored.size_bytes
             is_early = trusted and (verify != DIGEST or is_known)
-            self._files.append(_File(stored.size_bytes, is_known=is_known, is_early=is_early))
+            by = DIGEST if verify == DIGEST and not is_list else before.get(index, "")
+            self._files.append(_File(stored.size_bytes, by, is_known=is_known, is_early=is_early))
 
     @property
     def list_index(self) -> int | None:
@@ -278,12 +281,9 @@ class Integrity:
         )
 
     @property
-    def summary(self) -> str:
-        """Return what bytes were checked by: algorithms, ``length`` of others; or ``digest``."""
-        if self._verify == DIGEST:
-            return DIGEST
-        ways = sorted({file.way.algorithm for file in self._files if file.way is not None})
-        return " ".join([*ways, "length"] if self._is_length_used or not ways else ways)
+    def checked_by(self) -> tuple[str, ...]:
+        """Return by what each file is checked, or was: of ``checksums.WAYS``."""
+        return tuple(file.by for file in self._files)
 
     def found_right(self, index: int, start: int, stop: int) -> bool:
         """Return whether all these bytes were compared with what the store, or the list, says."""
@@ -319,12 +319,13 @@ class Integrity:
         file.is_known = True
         file.way = _way(text, file.size_bytes, self._can)
         if file.way is None:
-            self._is_length_used = True
+            file.by = checksums.LENGTH
             if not file.is_early:
                 self._planner.forget(index, 0, file.size_bytes)
                 file.is_early = True
             return ""
-        return str(text).partition(":")[0]
+        file.by = file.way.algorithm
+        return file.by
 
     def listed(self, digests: Digests, manifest: Manifest) -> None:
         """Take the digests that came with the model.

@@ -219,7 +219,7 @@ class Loading:
             planner,
             verify=self._limits.verify,
             can=self._limits.can_check,
-            checked=shared,
+            checked=self._shelf.checked_by(shared),
         )
         model.coming = Load(of, manifest, planner, now_s, integrity=integrity, shared=shared)
         model.pending = None

@@ -171,6 +171,7 @@ class Left(NamedTuple):
         passed_over: the versions that the operator went back from, to this one.
         inodes: device and inode of each object's file; empty if there is no manifest.
         there: which bytes of each object's file are there; empty if there is no manifest.
+        checked_by: by what each object's file was checked (``checksums.WAYS``); empty: not told.
     """
 
     of: VersionRef
@@ -183,3 +184,4 @@ class Left(NamedTuple):
     passed_over: tuple[str, ...] = ()
     inodes: tuple[tuple[int, int], ...] = ()
     there: tuple[tuple[Range, ...], ...] = ()
+    checked_by: tuple[str, ...] = ()

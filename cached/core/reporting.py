@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from cached.core.checksums import summary
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -70,7 +72,7 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "confirmed": model.is_confirmed or not (load and load.is_adopted),
         "passed_over": list(model.passed_over),
         "refreshing": model.current is not None and model.state not in {"idle", "failed"},
-        "verified": load.integrity.summary if load and load.is_complete else None,
+        "verified": summary(load.integrity.checked_by) if load and load.is_complete else None,
         "versions": [_version(shelf, model, each) for each in versions],
     }
 

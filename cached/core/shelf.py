@@ -10,7 +10,7 @@ from cached.core.loads import PAGE_BYTES, Model, file_bytes
 from cached.core.objects import FileRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cached.core.effects import Effect
     from cached.core.ledger import Ledger
@@ -136,6 +136,14 @@ class Shelf:
         """Return what the files of a load have on pages, those included that it shares."""
         shared_bytes = sum(map(self.ledger.committed_in, load.shared.values()))
         return self.ledger.committed_of(load.of) + shared_bytes
+
+    def checked_by(self, shared: Mapping[int, FileRef]) -> dict[int, str]:
+        """Return by what shared files were checked, by the index that they have in the sharer."""
+        homes = {index: (self.find(file.of), file.index) for index, file in shared.items()}
+        return {
+            index: load.integrity.checked_by[at] if load is not None else ""
+            for index, (load, at) in homes.items()
+        }
 
     def free(self, load: Load, *, if_unused: bool = False) -> None:
         """Have a load unlinked, and its memory given back unless somebody maps it.

@@ -439,3 +439,40 @@ def test_a_version_without_a_list_of_digests_goes_where_they_are_asked_for():
     status = world.status("m")
     assert (status["state"], world.sizes) == ("failed", {})
     assert "cached digest" in str(status["error"])
+
+
+@pytest.mark.parametrize(
+    ("told", "verified"),
+    [(("crc32", "length"), "crc32 length"), (("digest", "digest"), "digest"), ((), "length")],
+)
+@pytest.mark.parametrize("verify", ["checksum", "off"])
+def test_by_what_the_earlier_daemon_checked_is_told_on(
+    verify: str, told: tuple[str, ...], verified: str
+):
+    world = World({"m": ONE}, left=[left(ONE, checked_by=told)], verify=verify, can_check=CAN)
+    world.run()
+
+    assert world.status("m")["verified"] == verified
+    (publish,) = [effect for effect in world.log if isinstance(effect, effects.Publish)]
+    assert publish.checked_by == (told or ("", ""))
+
+
+def test_what_is_checked_anew_is_told_by_what_it_was_now():
+    found = [left(ONE, is_trusted=False, checked_by=("crc32", "crc32"))]
+    world = World({"m": ONE}, left=found, verify="checksum", can_check=CAN)
+    world.facts = {stored.path: ObjectFacts(checksum=RIGHT) for stored in ONE.objects}
+    world.run()
+
+    assert world.status("m")["verified"] == "sha256"
+
+
+def test_a_file_that_half_a_version_shares_was_checked_with_the_other():
+    found = [
+        left(ONE, load=1, inodes=((1, 1), (1, 2)), checked_by=("crc32", "sha256")),
+        left(TWO, load=2, is_published=False, is_current=False, inodes=((1, 3), (1, 2))),
+    ]
+    world = World({"m": TWO}, left=found, verify="checksum", can_check=CAN)
+    world.run()
+
+    assert world.status("m")["version"] == TWO.version
+    assert world.status("m")["verified"] == "sha256 length"

@@ -69,6 +69,18 @@ def test_files_that_are_checked_by_their_length_alone_are_told_of():
     assert world.status("m")["verified"] == "sha256 length"
 
 
+def test_a_file_that_two_versions_share_is_told_by_what_it_was_checked_once():
+    world = checked_world()
+    world.run()
+    world.facts = {}
+    world.listings["m"] = manifest(stored("a.safetensors", 8))
+    world.ask(world.connect(), "refresh", model="m")
+    world.run()
+
+    assert world.status("m")["version"] == world.listings["m"].version
+    assert world.status("m")["verified"] == "sha256"
+
+
 def crc_world(size_blocks: int = 8, **more: object) -> World:
     listing = manifest(stored("a.safetensors", size_blocks))
     world = checked_world(listing, can_check=frozenset({"crc32"}), **more)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.core import checksums
-from cached.core.checksums import Checksum, Sums, combine, composite, parse
+from cached.core.checksums import Checksum, Sums, combine, composite, parse, summary
 from tests.reference.crc import crc
 
 CRCS = ["crc64nvme", "crc32c", "crc32"]
@@ -157,3 +157,17 @@ def test_any_text_is_read_or_refused(wild):
     except ValueError:
         return
     assert wild.partition(":")[0] in checksums.SIZES
+
+
+@pytest.mark.parametrize(
+    ("ways", "told"),
+    [
+        ((), "length"),
+        (("", ""), "length"),
+        (("sha256", "", "sha256"), "sha256"),
+        (("length", "sha256", "crc32"), "crc32 sha256 length"),
+        (("digest", ""), "digest"),
+    ],
+)
+def test_what_files_were_checked_by_is_told_once_and_length_last(ways: tuple[str, ...], told: str):
+    assert summary(ways) == told

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.core import integrity
+from cached.core.checksums import summary
 from cached.core.digests import Digests, FileDigests
 from cached.core.errors import LoadFailed
 from cached.core.integrity import Integrity, Wrong
@@ -259,14 +260,14 @@ def test_what_this_host_cannot_compute_is_passed_over_and_said(checksum):
 
     assert file.described(checksum) == ""
     assert file.integrity.is_complete
-    assert file.integrity.summary == "length"
+    assert summary(file.integrity.checked_by) == "length"
 
 
 def test_the_algorithm_is_told():
     file = File()
 
     assert file.described(WAYS["sha"]) == "sha256"
-    assert file.integrity.summary == "sha256"
+    assert summary(file.integrity.checked_by) == "sha256"
 
 
 def test_with_a_checksum_bytes_may_be_read_as_soon_as_they_are_there():
@@ -301,11 +302,12 @@ def test_a_file_of_no_bytes_needs_no_look():
 
 
 def test_a_shared_file_was_checked_before():
-    file = File(checked=[0])
+    file = File(checked={0: "crc32"})
     file.come(0, SIZE)
 
     assert not file.integrity.wants_look(0)
     assert file.integrity.is_complete
+    assert file.integrity.checked_by == ("crc32",)
 
 
 def test_long_files_are_summed_in_pieces_so_that_others_get_their_turn(monkeypatch):
@@ -377,7 +379,7 @@ def test_with_digests_bytes_may_be_read_only_after_their_block_matched():
     file.come(500, SIZE)
     file.sum_all()
     assert file.integrity.is_complete
-    assert file.integrity.summary == "digest"
+    assert summary(file.integrity.checked_by) == "digest"
 
 
 def test_only_the_block_that_is_wrong_is_fetched_once_more():

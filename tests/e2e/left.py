@@ -30,7 +30,7 @@ def assert_nothing_but(root: Path, version: str, paths: Iterable[str]) -> None:
     home = f"models/llm/{version}/"
     files = [home + path for path in paths]
     parents = {file[: at + 1] for file in files for at, char in enumerate(file) if char == "/"}
-    told = [f"about/{number}.json", f"about/{number}.map"]
+    told = [f"about/{number}.{kind}" for kind in ("checked", "json", "map")]
     known = ["about/", *told, "filling/", "lock", "models/llm/current", *parents, *files]
     assert found(root) == sorted(known)
 

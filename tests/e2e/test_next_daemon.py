@@ -83,6 +83,7 @@ def test_what_a_stopped_daemon_left_is_served_before_the_store_answers(
 ):
     first = loaded(daemon, store)
     left = found(first.root)
+    verified = first.model("llm")["verified"]
     assert first.stop() == 0
     assert found(first.root) == left
 
@@ -93,6 +94,7 @@ def test_what_a_stopped_daemon_left_is_served_before_the_store_answers(
     assert server.stalled.wait(30)
     told = second.model("llm")
     assert (told["state"], told["confirmed"]) == ("resident", False)
+    assert told["verified"] == verified == "crc32"
     assert second.get("/readyz")[0] == 200
 
     server.faults.clear()

@@ -158,6 +158,17 @@ class DirectorySegments(Segments):
             fd = os.open(f"{self.root}/about/{version.stem}.map", os.O_RDWR | _OLD)
             version.marks = Marks(fd, [stored.size_bytes for stored in manifest.objects])
 
+    def publish(self, of: VersionRef, checked_by: Sequence[str] = ()) -> str:
+        """Publish a version, and tell the next daemon by what it was checked; see ``Segments``.
+
+        Where that cannot be written it goes without.
+        """
+        if checked_by:
+            path = f"{self.root}/about/{self._version(of).stem}.checked"
+            with contextlib.suppress(OSError):
+                _put(path, "".join(f"{by}\n" for by in checked_by).encode())
+        return super().publish(of)
+
     def switch(self, of: VersionRef, passed_over: Sequence[str] = ()) -> None:
         """Make a version current, and tell the next daemon what was passed over for it.
 
@@ -165,11 +176,10 @@ class DirectorySegments(Segments):
         """
         path = f"{self.root}/about/{self._version(of).stem}.over"
         try:
-            remove(path)
             if passed_over:
-                fd = os.open(path, os.O_WRONLY | _NEW, 0o600)
-                with open(fd, "wb", buffering=0):
-                    _write(fd, "\n".join(passed_over).encode())
+                _put(path, "\n".join(passed_over).encode())
+            else:
+                remove(path)
         except OSError as error:
             raise translated(error, f"cannot make {of} current in {self.root}") from error
         super().switch(of)
@@ -227,10 +237,7 @@ class DirectorySegments(Segments):
         _write(fd, bytes(sum(map(marks_of, sizes))))
         for index, span in what_is_there(version):
             version.marks.mark(index, span)
-        fd = os.open(f"{about}.new", os.O_WRONLY | _NEW, 0o600)
-        with open(fd, "wb", buffering=0):
-            _write(fd, encode(of, manifest, self._boot_id))
-        os.rename(f"{about}.new", f"{about}.json")
+        _put(f"{about}.json", encode(of, manifest, self._boot_id))
 
     def _finish(self, file: OpenFile) -> None:
         os.fchmod(file.fd, survey.COMPLETE_MODE)
@@ -249,7 +256,7 @@ class DirectorySegments(Segments):
         if version.is_published:
             leave(home)
         if version.stem is not None:
-            for kind in ("new", "map", "over"):
+            for kind in ("new", "map", *survey.MORE):
                 remove(f"{about}.{kind}")
 
 
@@ -306,6 +313,16 @@ def _linked(file: OpenFile, path: str) -> OpenFile:
     os.link(f"/proc/self/fd/{file.fd}", path, src_dir_fd=file.fd, follow_symlinks=True)
     file.users += 1
     return file
+
+
+def _put(path: str, data: bytes) -> None:
+    """Make a small file, or replace it: who reads it finds all of it, or what was there before."""
+    new = f"{path.rpartition('.')[0]}.new"
+    remove(new)
+    fd = os.open(new, os.O_WRONLY | _NEW, 0o600)
+    with open(fd, "wb", buffering=0):
+        _write(fd, data)
+    os.rename(new, path)
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -244,7 +244,7 @@ class Segments:
         finally:
             os.close(fd)
 
-    def publish(self, of: VersionRef) -> str:
+    def publish(self, of: VersionRef, checked_by: Sequence[str] = ()) -> str:
         """Make a complete version read-only and visible by path.
 
         Returns:

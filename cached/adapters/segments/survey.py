@@ -4,6 +4,7 @@ Layout, with a number N for each version that is only this root's::
 
     about/N.json, about/N.map       what the next daemon is told: description.py
     about/N.over                    the versions that the operator went back from, to this one
+    about/N.checked                 by what each of its files was checked, once it is published
     filling/N/PATH                  being filled
     models/NAME/VERSION/PATH        published
 
@@ -23,10 +24,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cached.adapters.segments.description import MAX_BYTES, parse, ranges
 from cached.adapters.segments.homes import CURRENT, current, leave
 from cached.adapters.segments.root import is_directory, remove
+from cached.core.checksums import WAYS
 from cached.core.objects import Left, Range, VersionRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sized
 
     from cached.adapters.segments.description import Description
 
@@ -35,6 +37,7 @@ COMPLETE_MODE: Final = 0o444
 MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL: limits.h(0p)
 MAX_DIGITS: Final = 15  # of a number in a root
 ROOM: Final = 10**9  # numbers, more than a daemon ever gives to versions
+MORE: Final = ("over", "checked")  # beside description and map; may be missing
 MAX_OVER_BYTES: Final = 4096  # of some names of versions
 
 
@@ -81,6 +84,7 @@ def survey(root: str, boot_id: str) -> list[Relic]:
             passed_over=_passed_over(f"{root}/about/{stem}.over"),
             inodes=_inodes(description, found) if there is not None else (),
             there=there or (),
+            checked_by=_checked_by(f"{root}/about/{stem}.checked", found) if home else (),
         )
         relics.append(Relic(left, place, stem if description else None))
     _sweep(root, {relic.stem for relic in relics if relic.left.manifest})
@@ -189,6 +193,16 @@ def _passed_over(path: str) -> tuple[str, ...]:
         return tuple(_content(path, MAX_OVER_BYTES).decode().split("\n"))
     except (ValueError, OSError):
         return ()
+
+
+def _checked_by(path: str, found: Sized | None) -> tuple[str, ...]:
+    """Return by what files were checked, a line each; none if it cannot be believed."""
+    try:
+        *ways, end = _content(path, MAX_BYTES).decode().split("\n")
+    except (ValueError, OSError):
+        return ()
+    is_sound = found is not None and len(ways) == len(found) and not end and WAYS.issuperset(ways)
+    return tuple(ways) if is_sound else ()
 
 
 def is_ours(found: os.stat_result, size_bytes: int) -> int | None:
@@ -309,7 +323,7 @@ def _content(path: str, most_bytes: int) -> bytes:
 
 def _sweep(root: str, stems: set[str | None]) -> None:
     """Remove what belongs to no version."""
-    kept = {f"{stem}.{kind}" for stem in stems for kind in ("json", "map", "over")}
+    kept = {f"{stem}.{kind}" for stem in stems for kind in ("json", "map", *MORE)}
     for entry in _entries(f"{root}/about"):
         if entry.name not in kept:
             remove(entry.path)

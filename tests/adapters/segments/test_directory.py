@@ -35,7 +35,7 @@ from tests.adapters.segments.versions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from tests.adapters.segments.conftest import Opened
 
@@ -504,6 +504,52 @@ def test_what_was_passed_over_goes_with_its_version(root, segments):
     assert paths(root) == set()
 
 
+CHECKED = ("crc64nvme", "", "length", "crc64nvme")
+
+
+def test_by_what_a_version_was_checked_is_told_to_the_next_daemon(root, opened, segments):
+    manifest = fill(segments)
+    segments.publish(OF, CHECKED)
+    second = opened()
+    left = only(second)
+    assert left.checked_by == CHECKED
+    second.create(left.of, manifest)
+    second.publish(left.of)  # it says nothing new
+    third = opened()
+    assert only(third).checked_by == CHECKED
+    third.create(left.of, manifest)
+    third.publish(left.of, ("sha256",) * len(CHECKED))
+    fourth = opened()
+    assert only(fourth).checked_by == ("sha256",) * len(CHECKED)
+    assert fourth.free(left.of)
+    assert paths(root) == set()
+
+
+def test_a_version_of_which_nobody_wrote_by_what_it_was_checked_is_adopted_as_well(
+    root, opened, segments
+):
+    fill(segments)
+    segments.publish(OF, CHECKED)
+    os.unlink(f"{root}/about/1.checked")
+    left = only(opened())
+    assert (left.checked_by, left.is_published) == ((), True)
+    assert left.manifest is not None
+
+
+def test_where_there_is_no_room_to_tell_of_checks_a_version_is_published(
+    opened, segments, monkeypatch
+):
+    fill(segments)
+    with monkeypatch.context() as patch:
+        patch.setattr("cached.adapters.segments.directory._put", no_room)
+        assert segments.publish(OF, CHECKED)
+    assert only(opened()).checked_by == ()
+
+
+def no_room(path: str, data: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
 def test_versions_are_numbered_in_the_order_in_which_they_were_made(opened, segments):
     made = [VersionRef("llm", version) for version in ("c", "a", "b")]
     for of in made:
@@ -633,6 +679,10 @@ STEPS = (
 )
 
 
+def ways(files: Collection[object]) -> tuple[str, ...]:
+    return ("crc32",) * len(files)
+
+
 def first_life(root: str) -> None:
     """What a daemon does: every kind of step."""
     store = DirectorySegments(root)
@@ -641,7 +691,7 @@ def first_life(root: str) -> None:
     manifest = half(store)
     put(store, part_of(HALF, manifest, 1), LARGE["b/c.bin"])
     fill(store, OF)
-    store.publish(OF)
+    store.publish(OF, ways(DATA))
     store.switch(OF)
     fill(store, NEWER, {"config.json": b"[]", "copy": LARGE["b/c.bin"]}, {1: FileRef(HALF, 1)})
     store.publish(NEWER)
@@ -677,7 +727,7 @@ def second_life(root: str) -> None:
         if not left.is_published:
             for index, body in enumerate(CONTENT[left.of.name, left.of.version].values()):
                 put(store, part_of(left.of, left.manifest, index), body)
-        store.publish(left.of)
+        store.publish(left.of, ways(left.manifest.objects))
         store.switch(left.of)
     for left in store.found():
         store.free(left.of)
@@ -728,6 +778,7 @@ def check_left(store: DirectorySegments, left: Left) -> None:
         assert store.free(left.of)
         return
     data = CONTENT[left.of.name, left.of.version]
+    assert left.checked_by in {(), ways(data)}
     for index, span in store.create(left.of, left.manifest):
         body = list(data.values())[index]
         assert read(store, index, left.of)[slice(*span)] == body[slice(*span)]

@@ -77,6 +77,36 @@ def test_a_root_that_says_no_start_of_the_machine_is_not_trusted(root):
     assert [relic.left.is_trusted for relic in survey(root, "")] == [False, False]
 
 
+CHECKED = ("crc32", "", "length", "sha256")
+
+
+def test_by_what_a_version_was_checked_is_told(root):
+    Path(root, "about/1.checked").write_text("crc32\n\nlength\nsha256\n")
+    Path(root, "about/2.checked").write_text("crc32\n\nlength\nsha256\n")
+    whole, half = survey(root, BOOT)
+    assert (whole.left.checked_by, half.left.checked_by) == (CHECKED, ())
+    assert Path(root, "about/1.checked").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"crc32\n\nlength\nsha256",
+        b"crc32\n\nlength\n",
+        b"crc32\n\nlength\nsha256\n\n",
+        b"crc32\n\nlength\nmagic\n",
+        b"crc32\n\nlength\n\xff\n",
+        b"crc32 length\n\n\n\n",
+    ],
+)
+def test_what_is_cut_or_not_known_tells_of_no_check_and_the_version_is_sound(root, said: bytes):
+    Path(root, "about/1.checked").write_bytes(said)
+    left = found(root)["llm"]
+    assert left.checked_by == ()
+    assert left.manifest is not None
+
+
 def wrong_size(root: str) -> None:
     os.truncate(f"{root}/filling/2/config.json", 3)
     os.truncate(f"{root}/models/llm/{OF.version}/config.json", 3)
