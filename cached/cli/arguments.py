@@ -84,11 +84,15 @@ def described(parser: argparse.ArgumentParser) -> list[Argument]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return ``"; did you mean X?"`` with the known word that is most like ``word``, or nothing."""
+    """Return ``"; did you mean X?"`` with the known word that is most like ``word``, or nothing.
+
+    It is one of those that begin so, if any do; where none of them is much like it, all are told.
+    """
     import difflib  # only where it is needed: it costs 3 ms
 
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    longer = [each for each in known if word.strip("-") and each.startswith(word)]
+    close = difflib.get_close_matches(word, longer or known, n=1) or longer
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def add_socket(parser: argparse.ArgumentParser) -> None:

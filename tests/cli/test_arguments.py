@@ -14,6 +14,7 @@ from cached.cli.arguments import (
     add_timeout,
     described,
     duration,
+    nearest,
 )
 from cached.core.kinds import SECONDS, SWITCH
 from cached.core.options import Option
@@ -40,6 +41,15 @@ def test_an_option_is_not_guessed_from_its_beginning(parser, capsys):
     with pytest.raises(SystemExit):
         parser.parse(["llm", "--time", "3"])
     assert "did you mean --timeout?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--kept", "--kept-versions"), ("--lo", "--log-level or --log-format"), ("--xyzzy", "")],
+)
+def test_the_beginning_of_an_option_is_answered_with_those_that_begin_so(word: str, meant: str):
+    known = ["--socket", "--kept-versions", "--log-level", "--log-format"]
+    assert nearest(word, known) == (f"; did you mean {meant}?" if meant else "")
 
 
 def test_durations_are_parsed_at_the_border(parser, capsys):
