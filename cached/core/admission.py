@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, Final
 
 from cached.core.errors import OverBudget
 from cached.core.loads import file_bytes
@@ -11,12 +12,14 @@ from cached.core.residency import Candidate, choose
 from cached.core.units import format_bytes, format_bytes_down, format_bytes_up
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable, Sequence
 
     from cached.core.ledger import Ledger
     from cached.core.loads import Load, Model
     from cached.core.objects import Manifest, VersionRef
     from cached.core.shelf import Shelf
+
+USUAL_BYTES_PER_S: Final = 500e6  # of S3, where nothing was fetched yet; only ratios matter
 
 
 def shared_files(model: Model, manifest: Manifest) -> dict[int, FileRef]:
@@ -73,17 +76,27 @@ def decide(
     """
     ledger = shelf.ledger
     free_bytes = usable_bytes(model.capacity_bytes, ledger, headroom_bytes)
-    candidates = [
-        _candidate(other, load, shelf)
+    loads = {
+        load.of: (other, load)
         for other in shelf.models.values()
         for load in other.loads()
         if load.is_complete and not load.frees and load is not other.coming
         if model.is_asked or other is model
-    ]
+    }
+    usual = _seconds_a_byte(load for _, load in loads.values())
+    candidates = [_candidate(other, load, usual) for other, load in loads.values()]
+    leaving = [load for load in shelf.loads() if shelf.is_leaving(load)]
+    leaving_bytes = shelf.leaving_bytes
+
+    def gives_back(some: Sequence[VersionRef]) -> int:
+        return shelf.gives_back([*leaving, *(loads[of][1] for of in some)]) - leaving_bytes
+
     served = model.current.of if model.current is not None else None
     others = [candidate for candidate in candidates if candidate.of != served]
     for some in (others, candidates):  # what the model itself serves goes last
-        victims = choose(some, needed_bytes, free_bytes + shelf.leaving_bytes, now_s)
+        victims = choose(
+            some, needed_bytes, free_bytes + leaving_bytes, now_s, gives_back=gives_back
+        )
         if victims is not None:
             return victims
     return over_budget(
@@ -115,18 +128,31 @@ def over_budget(
     return OverBudget(message, hint=hint)
 
 
-def _candidate(model: Model, load: Load, shelf: Shelf) -> Candidate:
+def _candidate(model: Model, load: Load, usual: float) -> Candidate:
     """Return a complete version as something that could go.
 
     What is superseded is worth less than what it was superseded by: it is there to go back to.
+    What the operator went back to stays: once it is gone, the store's version takes its place.
     """
     is_current = load is model.current
+    size_bytes = needed_bytes(load.manifest, ())
     return Candidate(
         of=load.of,
-        size_bytes=shelf.gives_back(load),
-        load_s=load.load_s,
+        size_bytes=size_bytes,
+        load_s=load.load_s if _is_fetched(load) else size_bytes * usual,
         last_used_s=model.last_used_s,
         frequency=model.frequency if is_current else 0.0,
         is_leased=load.is_held,
-        is_pinned=model.ref.pinned and is_current,
+        is_pinned=is_current and (model.ref.pinned or bool(model.passed_over)),
     )
+
+
+def _is_fetched(load: Load) -> bool:
+    """Return whether its ``load_s`` is what fetching all of it took."""
+    return not load.is_adopted and not load.shared and needed_bytes(load.manifest, ()) > 0
+
+
+def _seconds_a_byte(loads: Iterable[Load]) -> float:
+    """Return what fetching took lately, for those of which nobody knows: the median."""
+    known = [load.load_s / needed_bytes(load.manifest, ()) for load in loads if _is_fetched(load)]
+    return median(known) if known else 1 / USUAL_BYTES_PER_S

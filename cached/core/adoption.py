@@ -42,9 +42,8 @@ def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> l
         now_s: monotonic.
     """
     chosen = [_chosen(model.ref, limits, left) for model in shelf.models.values()]
+    chosen.sort(key=lambda some: not (some and shelf.models[some[0].of.name].ref.pinned))
     going = [each for each in left if not any(each in some for some in chosen)]
-    for each in going:
-        shelf.ledger.take_over(each.of, each.size_bytes)
     offered = [each for some in chosen for each in some[:1]]
     beside = [each for some in chosen for each in some[1:]]
     homes: dict[Inode, Home] = {}
@@ -63,8 +62,9 @@ def adopt(shelf: Shelf, limits: Limits, left: Sequence[Left], now_s: float) -> l
             for index, inode in enumerate(each.inodes):
                 homes.setdefault(inode, (load, index))
         else:
-            shelf.ledger.take_over(each.of, each.size_bytes)
             going.append(each)
+    for each in going:  # counted last: what goes on was in memory beside it already
+        shelf.ledger.take_over(each.of, each.size_bytes)
     for each in going:
         _retire(shelf, _load(each, limits, now_s, {}))
     return adopted

@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from cached.core.objects import VersionRef
+
+    GivesBack = Callable[[Sequence[VersionRef]], int]
 
 HALF_LIFE_S = 3600.0  # a model used hourly keeps about two uses on its account
 
@@ -23,7 +25,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         of: the version.
-        size_bytes: what evicting it gives back.
+        size_bytes: what it has in memory, with what it shares with others.
         load_s: how long loading it took.
         last_used_s: monotonic.
         frequency: count of uses, decayed as of ``last_used_s`` (``touched``).
@@ -66,6 +68,7 @@ def choose(
     free_bytes: int,
     now_s: float,
     *,
+    gives_back: GivesBack | None = None,
     half_life_s: float = HALF_LIFE_S,
 ) -> tuple[VersionRef, ...] | None:
     """Return which versions to evict so that ``needed_bytes`` are free.
@@ -78,6 +81,8 @@ def choose(
         needed_bytes: what wants in.
         free_bytes: what is free already; may be negative.
         now_s: monotonic.
+        gives_back: what evicting several together frees, where they share files; else all that
+            they have.
         half_life_s: of the count of uses.
 
     Returns:
@@ -96,22 +101,19 @@ def choose(
             candidate.of,
         )
     )
+
+    def freed_bytes(some: Sequence[Candidate]) -> int:
+        if gives_back is None:
+            return sum(candidate.size_bytes for candidate in some)
+        return gives_back([candidate.of for candidate in some])
+
     chosen: list[Candidate] = []
-    for candidate in evictable:
-        if short_bytes <= 0:
-            break
-        chosen.append(candidate)
-        short_bytes -= candidate.size_bytes
-    if short_bytes > 0:
-        return None
-    return tuple(candidate.of for candidate in _without_surplus(chosen, -short_bytes))
-
-
-def _without_surplus(chosen: list[Candidate], surplus_bytes: int) -> list[Candidate]:
-    """Return the chosen without those that ``surplus_bytes`` pay for."""
-    kept: set[VersionRef] = set()
+    while freed_bytes(chosen) < short_bytes:
+        if len(chosen) == len(evictable):
+            return None
+        chosen.append(evictable[len(chosen)])
     for candidate in sorted(chosen, key=lambda one: (-one.size_bytes, one.of)):
-        if candidate.size_bytes <= surplus_bytes:
-            surplus_bytes -= candidate.size_bytes
-            kept.add(candidate.of)
-    return [candidate for candidate in chosen if candidate.of not in kept]
+        others = [one for one in chosen if one is not candidate]
+        if freed_bytes(others) >= short_bytes:
+            chosen = others
+    return tuple(candidate.of for candidate in chosen)

@@ -10,7 +10,7 @@ from cached.core.loads import PAGE_BYTES, Model, file_bytes
 from cached.core.objects import FileRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cached.core.effects import Effect
     from cached.core.ledger import Ledger
@@ -111,7 +111,7 @@ class Shelf:
     @property
     def leaving_bytes(self) -> int:
         """Bytes that are about to be given back: the next event of each such load is awaited."""
-        return sum(self.gives_back(load) for load in self.loads() if self.is_leaving(load))
+        return self.gives_back([load for load in self.loads() if self.is_leaving(load)])
 
     def is_leaving(self, load: Load) -> bool:
         """Return whether the memory of a load is on its way back."""
@@ -119,13 +119,18 @@ class Shelf:
             return not load.holders
         return load.of in self.retired and not load.holders and bool(load.in_flight)
 
-    def gives_back(self, load: Load) -> int:
-        """Return what freeing a load gives back: all that no other one has as well."""
-        shared = {file for other in self.loads() for file in other.shared.values()}
-        return self.ledger.size_of(load.of) - sum(
-            file_bytes(stored.size_bytes)
-            for index, stored in enumerate(load.manifest.objects)
-            if FileRef(load.of, index) in shared
+    def gives_back(self, loads: Iterable[Load]) -> int:
+        """Return what freeing all these loads gives back: what no other one has as well."""
+        going = {load.of: load for load in loads}
+        staying = {
+            file
+            for other in self.loads()
+            if other.of not in going
+            for file in other.shared.values()
+            if file.of in going
+        }
+        return sum(map(self.ledger.size_of, going)) - sum(
+            file_bytes(going[file.of].manifest.objects[file.index].size_bytes) for file in staying
         )
 
     def commit(self, file: FileRef, start: int, stop: int) -> None:
