@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     Ask = Callable[[], Answer | None]
     Wants = Sequence[tuple[int, Range]]
 
-MAX_WAITING: Final = 1 << 18  # ranges that are waited for, of all peers: 180 bytes each
-COST: Final = 16  # of a request that waits, in ranges
+MAX_WAITING: Final = 1 << 19  # ranges that are waited for, of all peers: 180 bytes each
+COST: Final = 16  # of a request that waits, in ranges; those of its names come on top
+CHARACTERS: Final = 45  # take as much memory as a range, at four bytes each
 
 
 class Waiter(NamedTuple):
@@ -29,6 +30,7 @@ class Waiter(NamedTuple):
     Attributes:
         answer: returns the reply, or None to wait on; raises an error that is the reply, unless
             it is one that is kept (``refusal``).
+        names: of tensors, that it keeps.
         wants: what the planner of the lease's load holds for it until it is answered.
     """
 
@@ -37,11 +39,13 @@ class Waiter(NamedTuple):
     op: str
     answer: Ask
     wants: Wants = ()
+    names: Sequence[str] = ()
 
     @property
     def cost(self) -> int:
         """What it takes of what may wait."""
-        return COST + len(self.wants)
+        characters = sum(map(len, self.names))
+        return COST + len(self.wants) + len(self.names) // 2 + characters // CHARACTERS
 
 
 class Peer:

@@ -25,7 +25,7 @@ from cached.core.peers import MAX_WAITING, Peer, Waiter, refusal
 from cached.core.shares import Shares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cached.core.events import Connected, Requested
     from cached.core.leaving import Leaving
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from cached.core.peers import Answer, Ask, Wants
     from cached.core.reporting import About
     from cached.core.shelf import Shelf
+
+    There = tuple[list[list[int]], int]
 
 LOCAL = PeerId(0)
 """The daemon's own threads (HTTP): said hello, and may do what its owner may."""
@@ -69,6 +71,7 @@ class Serving:
         daemon = (about.owner_uid, about.pid)
         self._peers: dict[PeerId, Peer] = {LOCAL: Peer(daemon, self._waiting, has_greeted=True)}
         self._waiters: dict[str, list[Waiter]] = {}
+        self._there: dict[VersionRef, There] = {}  # of this event: many may ask
         self._operations: dict[str, Callable[[Peer, Requested, float], None]] = {
             "hello": self._hello,
             "open": self._open,
@@ -110,6 +113,7 @@ class Serving:
 
     def requested(self, event: Requested, now_s: float) -> None:
         """Answer a request, now or later."""
+        self._there.clear()
         peer = self._peers.get(event.peer)
         if peer is None:
             return  # it left before its request was read
@@ -127,6 +131,7 @@ class Serving:
 
     def settle(self, name: str) -> None:
         """Answer those waiters of a model, or of all, that can be answered now."""
+        self._there.clear()
         for key in (name, EVERY):
             waiting = self._waiters.pop(key, [])
             still = [waiter for waiter in waiting if not self._try(waiter)]
@@ -159,8 +164,16 @@ class Serving:
     def _reply(self, event: Requested, body: dict[str, object]) -> None:
         self._shelf.effects.append(Reply(event.peer, event.request_id, event.op, body))
 
-    def _answer_or_wait(self, event: Requested, name: str, ask: Ask, wants: Wants = ()) -> None:
-        waiter = Waiter(event.peer, event.request_id, event.op, ask, wants)
+    def _answer_or_wait(
+        self,
+        event: Requested,
+        name: str,
+        ask: Ask,
+        *,
+        wants: Wants = (),
+        names: Sequence[str] = (),
+    ) -> None:
+        waiter = Waiter(event.peer, event.request_id, event.op, ask, wants, names)
         self._peers[event.peer].began(waiter)
         if not self._try(waiter):
             self._waiters.setdefault(name, []).append(waiter)
@@ -180,6 +193,7 @@ class Serving:
         version = wire.optional_text(event.fields, "version")
         until = wire.until(event.fields)
         names = wire.names(event.fields, "tensors")
+        peer_id = event.peer  # the rest of the event is not kept while it waits
         self._shelf.refuse_when_draining()
         self._listing.used(model, now_s)
         find = self._finder(model, version, now_s)
@@ -198,9 +212,9 @@ class Serving:
             is_there = load.is_complete if names is None else load.covers(wanted[load.of])
             if until == "ready" and not is_there:
                 return None
-            return self._grant(peer, event.peer, load)
+            return self._grant(peer, peer_id, load)
 
-        self._answer_or_wait(event, model.ref.name, answer)
+        self._answer_or_wait(event, model.ref.name, answer, names=names or ())
 
     def _finder(
         self, model: Model, version: str | None, now_s: float
@@ -275,15 +289,14 @@ class Serving:
             self._refuse_when_retired(load)
             return None
 
-        self._answer_or_wait(event, load.of.name, answer, wants)
+        self._answer_or_wait(event, load.of.name, answer, wants=wants)
 
     def _arrivals(self, peer: Peer, event: Requested, now_s: float) -> None:
         load = self._lease(peer)
         seen_bytes = wire.number(event.fields, "seen")
 
         def answer() -> Answer | None:
-            there = [[index, span.start, span.stop] for index, span in load.there()]
-            there_bytes = sum(stop - start for _, start, stop in there)
+            there, there_bytes = self._there_of(load)
             if there_bytes > seen_bytes or load.is_complete:
                 return self._progress(load, {"seen": there_bytes, "ranges": there})
             if load.error is not None:
@@ -333,6 +346,13 @@ class Serving:
     @staticmethod
     def _progress(load: Load, more: dict[str, object]) -> Answer:
         return {"complete": load.is_complete, **more}, ()
+
+    def _there_of(self, load: Load) -> There:
+        """Return which ranges of a load are there, and how many bytes these are."""
+        if load.of not in self._there:
+            ranges = [[index, span.start, span.stop] for index, span in load.there()]
+            self._there[load.of] = ranges, sum(stop - start for _, start, stop in ranges)
+        return self._there[load.of]
 
     def _refuse_when_retired(self, load: Load) -> None:
         if load.of in self._shelf.retired:

@@ -67,6 +67,12 @@ def test_what_one_process_waits_for_over_many_connections_leaves_room_for_others
     assert waiting.free == 1000
 
 
+def test_names_that_a_request_keeps_count_as_well():
+    """A hundred thousand characters in one that waits are four hundred thousand bytes."""
+    kept = Waiter(PeerId(1), 1, "open", lambda: None, (), ["x" * 100_000, "y"])
+    assert kept.cost > 100_000 * 4 / 180
+
+
 def test_after_an_open_another_may_follow():
     peer = Peer((OWNER, 1), Shares(MAX_WAITING))
     first = waiter("open", [])

@@ -3,8 +3,9 @@
 A process may have ``MAX_AHEAD`` requests in the mailbox, over all its connections. What comes
 beyond stays unread until the mailbox has taken some of them; then each connection that waits has
 one request read, and waits again. So a process with a thousand connections costs the others no
-more than one with a single one. And one whose requests take long to be read or to be handled rests
-after each, three times as long as that took.
+more than one with a single one. And one process has no more than half of the time in which
+connections are read; while it has had that, and for three times as long as a request took that took
+long to be read or to be handled, it rests: nothing of it is read.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ MAX_BUFFERED_BYTES: Final = 32 << 20
 MAX_AHEAD: Final = 16
 RESUME_AT: Final = 4  # so many are left when others are let in: not one at a time
 LONG_S: Final = 0.0003  # of processor time: most requests take a third of it
-REST: Final = (
-    3  # times what a long one took: a quarter of the time is the most that one process gets
-)
+REST: Final = 3  # times what a long one took
+SHORT_REST: Final = 1  # times all else, which adds up
+BURST_S: Final = 0.002  # so much may add up, with the rest for it, before it rests at all
 
 
 class Hooks(NamedTuple):
@@ -63,7 +64,7 @@ class Process:
         "_held",
         "_hooks",
         "_lock",
-        "_rests_until_s",
+        "_paid_until_s",
         "connections",
         "key",
         "lane",
@@ -75,7 +76,7 @@ class Process:
         self._hooks = hooks
         self._lock = threading.Lock()
         self._held: deque[Connection] = deque()
-        self._rests_until_s = 0.0
+        self._paid_until_s = 0.0
         self._awake = 0  # connections whose turn it is, and that were not looked at yet
         self.lane = hooks.lane(self._handled)
 
@@ -87,20 +88,20 @@ class Process:
     @property
     def rest_s(self) -> float:
         """How long it rests still; in which nothing of it is read."""
-        if not self._rests_until_s:
+        if not self._paid_until_s:
             return 0.0
-        return max(0.0, self._rests_until_s - self._hooks.now_s())
+        return max(0.0, self._paid_until_s - BURST_S - self._hooks.now_s())
 
     def spent(self, cost_s: float) -> None:
-        """Have it rest if a request took long. Any thread.
+        """Note what reading a connection took, or closing it; any thread.
 
         Args:
-            cost_s: processor time that it took.
+            cost_s: processor time.
         """
-        if cost_s > LONG_S:
-            with self._lock:
-                since_s = max(self._rests_until_s, self._hooks.now_s())
-                self._rests_until_s = since_s + REST * cost_s
+        rest = REST if cost_s > LONG_S else SHORT_REST
+        with self._lock:
+            since_s = max(self._paid_until_s, self._hooks.now_s())
+            self._paid_until_s = since_s + (1 + rest) * cost_s
 
     @property
     def is_crowded(self) -> bool:
@@ -133,7 +134,8 @@ class Process:
             self._hooks.wake(turn)
 
     def _handled(self, cost_s: float) -> None:
-        self.spent(cost_s)
+        if cost_s > LONG_S:  # of short ones lanes take turns
+            self.spent(cost_s)
         self.resume()
 
     def took_turn(self, connection: Connection) -> None:

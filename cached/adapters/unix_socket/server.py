@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cached.adapters.unix_socket.connection import (
     IN,
+    OUT,
     Connection,
     reply_frame,
     request_of,
     too_many,
 )
 from cached.adapters.unix_socket.in_flight import InFlight
-from cached.adapters.unix_socket.processes import Hooks, Processes
+from cached.adapters.unix_socket.processes import LONG_S, Hooks, Processes
 from cached.core.errors import BadRequest, DaemonUnavailable, FrameError, NotPermitted
 from cached.core.events import Connected, Disconnected
 from cached.core.objects import PeerId
@@ -59,6 +60,7 @@ LOOKS_PER_ROUND = 128  # of the connections of one process
 READ_BYTES = 64 << 10  # per peer and wake-up, so that nobody waits long for his turn
 MAX_UNSENT_BYTES = 2 * MAX_REPLY_BYTES  # of replies; a process has no more than is still free
 FAULT_S = 0.002  # what a connection that has to be closed counts as: its process rests
+SOON_S = 0.001
 PAUSE_S = 0.02  # until the next look whether there is room for another connection
 
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -214,7 +216,9 @@ class UnixSocket:
             looks: Counter[Process] = Counter()
             for fd, mask in ready:
                 connection = self._by_fd.get(fd)
-                if connection is not None:
+                if connection is not None and connection.peer not in self._peers:
+                    self._close(connection)
+                elif connection is not None:
                     looks[connection.process] += 1
                     if looks[connection.process] <= LOOKS_PER_ROUND:  # poll names it again
                         self._serve(connection, mask)
@@ -223,21 +227,21 @@ class UnixSocket:
                 else:
                     is_knocking = True
             for _ in range(len(self._turns)):
-                self._serve(self._turns.popleft(), 0)
+                connection = self._turns.popleft()
+                if connection.peer in self._peers:
+                    self._serve(connection, 0)
             if is_knocking:
                 # Last: a number that is given out again here is in no event of this round.
                 self._accept()
 
     def _longest_s(self) -> float | None:
         """Let those go on that have rested; return how long nothing is to be done then."""
-        waits = [PAUSE_S] if self._is_paused else []
         for process in tuple(self._resting):
-            rest_s = process.rest_s
-            if rest_s:
-                waits.append(rest_s)
-            else:
+            if not process.rest_s:
                 self._resting.discard(process)
-                process.resume()
+                process.resume()  # if it rests again by now, it is back
+        waits = [max(process.rest_s, SOON_S) for process in tuple(self._resting)]
+        waits += [PAUSE_S] if self._is_paused else []
         return 0 if self._turns else min(waits, default=None)
 
     def _accept(self) -> None:
@@ -297,16 +301,19 @@ class UnixSocket:
         accepted.close()
 
     def _serve(self, connection: Connection, mask: int) -> None:
+        """Look at a connection, and note what that took."""
+        began_s = time.thread_time()
+        self._look_at(connection, mask)
+        connection.process.spent(time.thread_time() - began_s)
+        connection.process.resume()
+
+    def _look_at(self, connection: Connection, mask: int) -> None:
         """Send what is left, take up to as many requests as may be outstanding."""
-        if connection.peer not in self._peers:
-            self._close(connection)
-            return
         is_alive = False
         connection.process.took_turn(connection)
         if not connection.is_known:
             if mask & _GONE:  # it has not waited for its turn
                 self._forget(connection)
-                connection.process.resume()
                 return
             self._introduce(connection)
         try:
@@ -332,7 +339,6 @@ class UnixSocket:
         else:
             self._forget(connection)
             connection.process.lane.post(Disconnected(connection.peer))
-        connection.process.resume()
 
     def _read(self, connection: Connection) -> bool:
         """Read once; return whether more can come."""
@@ -352,10 +358,8 @@ class UnixSocket:
                 process.hold(connection)
                 break
             began_s = time.thread_time()
-            try:
-                frame = connection.frames.next_frame()
-            finally:
-                process.spent(time.thread_time() - began_s)
+            frame = connection.frames.next_frame()
+            cost_s = time.thread_time() - began_s
             if frame is None:
                 connection.is_held = False
                 break
@@ -363,7 +367,7 @@ class UnixSocket:
             with connection.lock:
                 connection.outstanding += 1
             process.lane.post(request)
-            if process.is_crowded:  # others wait as well: one each
+            if process.is_crowded or cost_s > LONG_S:  # others wait as well: one each
                 process.hold(connection)
                 break
         self._processes.count(connection)
@@ -377,9 +381,9 @@ class UnixSocket:
         connection.frames.clear()
         self._processes.count(connection)
         if not self._close(connection):
-            # The kernel wakes us once when the peer receives something, and when it goes.
+            # The kernel wakes us once whenever the peer receives something, and when it goes.
             connection.hang_up()
-            self._epoll.modify(connection.socket, select.EPOLLET)
+            self._epoll.modify(connection.socket, select.EPOLLET | OUT)
 
     def _close(self, connection: Connection) -> bool:
         """Close what was forgotten, unless descriptors are unread on it: who has them counts."""

@@ -11,6 +11,7 @@ import pytest
 
 from cached.adapters.unix_socket.connection import Connection
 from cached.adapters.unix_socket.processes import (
+    BURST_S,
     LONG_S,
     MAX_AHEAD,
     REST,
@@ -139,16 +140,14 @@ def test_who_leaves_gives_its_turn_and_its_place_back(bench):
 def test_who_asks_for_what_takes_long_rests_three_times_as_long(bench):
     held = bench.joined()
     process = held.process
-    process.spent(LONG_S)
-    assert process.has_room
     process.spent(0.002)
     process.spent(0.001)
     assert not process.has_room
     process.hold(held)
     process.resume()
     assert (bench.woken, bench.rested) == ([], [process])
-    assert process.rest_s == pytest.approx(REST * 0.003)
-    bench.now_s += 0.009
+    assert process.rest_s == pytest.approx((1 + REST) * 0.003 - BURST_S)
+    bench.now_s += 0.012
     process.resume()
     assert bench.woken == [held]
 
@@ -160,4 +159,19 @@ def test_what_was_handled_counts_as_well(bench, monkeypatch):
     bench.fill(process, 1)
     bench.mailbox.take(0)
     bench.mailbox.take(0)
-    assert process.rest_s == pytest.approx(REST * 0.002)
+    assert process.rest_s == pytest.approx((1 + REST) * 0.002 - BURST_S)
+
+
+def test_what_is_short_adds_up_to_half_of_the_time(bench):
+    process = bench.joined().process
+    for _ in range(9):
+        process.spent(0.0001)
+    assert process.has_room  # a burst
+    for _ in range(1000):
+        process.spent(LONG_S)
+        bench.now_s += 2 * LONG_S
+    assert process.has_room
+    for _ in range(1000):
+        process.spent(LONG_S)
+        bench.now_s += LONG_S
+    assert process.rest_s == pytest.approx(1000 * LONG_S, rel=0.02)

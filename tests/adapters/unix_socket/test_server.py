@@ -513,32 +513,37 @@ def expected(stream: bytes) -> list[tuple[int, str, dict[str, object]]]:
     return found
 
 
-@given(chosen=st.lists(pieces, max_size=12), cuts=st.lists(st.integers(0, 400), max_size=6))
-def test_any_bytes_become_the_requests_that_are_in_them_and_nothing_else(
-    served_by_all: Served, chosen: list[bytes], cuts: list[int]
-):
-    stream = b"".join(chosen)
-    worker, peer = served_by_all.worker()
+def heard(served: Served, stream: bytes, cuts: list[int]) -> list[object]:
+    """Send bytes in pieces; return what became of them."""
+    worker, peer = served.worker()
     bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     with suppress(BrokenPipeError):  # refused before the rest was sent
         for start, stop in pairwise(bounds):
             worker.socket.sendall(stream[start:stop])
     worker.close()
-    found = []
-    while (event := served_by_all.event()) != Disconnected(peer):
+    found: list[object] = []
+    while (event := served.event()) != Disconnected(peer):
         assert isinstance(event, Requested)
         assert event.peer == peer
         found.append((event.request_id, event.op, event.fields))
-    assert found == expected(stream)
+    return found
+
+
+@given(chosen=st.lists(pieces, max_size=12), cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_any_bytes_become_the_requests_that_are_in_them_and_nothing_else(
+    served_by_all: Served, chosen: list[bytes], cuts: list[int]
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "BURST_S", 1e9)  # who goes while it rests is not heard
+        found = heard(served_by_all, b"".join(chosen), cuts)
+    assert found == expected(b"".join(chosen))
 
 
 @pytest.fixture(scope="module")
 def served_by_all() -> Iterator[Served]:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         served = Served(directory)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(processes, "REST", 0)  # who goes while its process rests is not heard
-            yield served
+        yield served
         served.stop()
 
 
@@ -661,6 +666,76 @@ def test_who_rests_is_heard_again_when_nothing_else_happens(
     assert served.request().op == "a"
     assert served.request().op == "b"
     assert time.monotonic() - began_s > 50 * processes.LONG_S
+
+
+def test_a_rest_that_is_prolonged_while_its_end_is_noted_ends_as_well(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody woke the thread then: it slept until somebody else did something."""
+    worker, _ = served.worker()
+    (connection,) = served.server._peers.values()
+    process = connection.process
+    looked = vars(processes.Process)["rest_s"].fget
+
+    def rest_s(self: processes.Process) -> float:
+        left_s: float = looked(self)
+        if not left_s and self in served.server._resting:
+            monkeypatch.setattr(processes.Process, "rest_s", property(looked))
+            self.spent(0.02)  # as the mailbox's thread may, in this moment
+        return left_s
+
+    process.spent(0.02)
+    worker.ask(1, "a")
+    monkeypatch.setattr(processes.Process, "rest_s", property(rest_s))
+    assert served.request().op == "a"
+
+
+def test_who_trickles_unfinished_requests_on_many_connections_rests(served: Served):
+    """Nothing of it was ever a request, so it had no turn to wait for."""
+    workers = [served.worker()[0] for _ in range(20)]
+    for worker in workers:
+        worker.socket.sendall(struct.pack(">I", MAX_REQUEST_BYTES))
+    process = next(iter(served.server._peers.values())).process
+    began_s = time.monotonic()
+    while not process.rest_s:
+        for worker in workers:
+            worker.socket.sendall(b"x")
+        assert time.monotonic() - began_s < WAIT_S
+
+
+def test_many_closed_connections_are_let_go_of_at_once_when_their_process_goes(directory: str):
+    """Each is named only once by the poll, also where others of its process were looked at."""
+    served = Served(directory)
+    count = server.LOOKS_PER_ROUND + 20
+    workers = [served.worker()[0] for _ in range(count)]
+    for worker in workers:
+        worker.ask(1, "descriptors")
+        served.answer(served.request(), a_file())
+    for worker in workers:
+        worker.socket.sendall(b"\xff" * 8)
+    for _ in workers:
+        assert isinstance(served.event(), Disconnected)
+    assert len(served.server._by_fd) == count
+    for worker in workers:
+        worker.close()
+    began_s = time.monotonic()
+    while served.server._by_fd:
+        assert time.monotonic() - began_s < WAIT_S
+    served.stop()
+
+
+def test_who_receives_what_was_sent_before_it_was_closed_lets_go_of_it(directory: str):
+    served = Served(directory)
+    worker, peer = served.worker()
+    assert sent(served, worker, 5)
+    worker.socket.sendall(b"\xff" * 8)
+    assert served.event() == Disconnected(peer)
+    while worker.reply() is not None:
+        pass
+    began_s = time.monotonic()
+    while served.server._by_fd:
+        assert time.monotonic() - began_s < WAIT_S
+    served.stop()
 
 
 def test_who_rests_for_what_was_handled_while_others_waited_for_their_turn_is_heard_again(
