@@ -160,6 +160,8 @@ def _refreshed_sample(wanted: str | None, there: set[str], model: dict[str, Any]
     if not model.get("refreshing") or (wanted is not None and model["version"] == wanted):
         sample = _sample(model)
         return sample._replace(load_s=None) if model["version"] in there else sample
+    if model.get("waits_for_room"):  # until others give up what they hold: nobody knows how long
+        return Sample(model["name"], "failed", done_bytes=0, size_bytes=0)
     versions: list[dict[str, Any]] = model["versions"]
     coming = next((each for each in versions if each["state"] == "loading"), {})
     return Sample(

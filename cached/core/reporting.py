@@ -72,6 +72,7 @@ def _model(shelf: Shelf, model: Model) -> dict[str, object]:
         "confirmed": model.is_confirmed or not (load and load.is_adopted),
         "passed_over": list(model.passed_over),
         "refreshing": model.current is not None and model.state not in {"idle", "failed"},
+        "waits_for_room": model.state == "admitting" and model.is_refusal_told,
         "verified": summary(load.integrity.checked_by) if load and load.is_complete else None,
         "versions": [_version(shelf, model, each) for each in versions],
     }

@@ -234,6 +234,14 @@ def test_refresh_that_fails_tells_why_though_the_old_version_is_served(scripted,
     assert err.splitlines()[-1] == "cached: cannot load m: 403"
 
 
+def test_refresh_that_waits_for_room_ends_with_the_numbers(scripted, capsys):
+    waits = {"refreshing": True, "waits_for_room": True, "error": "m needs 4 GiB, 1 GiB is free"}
+    scripted(answers({}, {"refreshing": True}, waits))
+    out, err = output(capsys, "refresh", "m", code=1)
+    assert out == ""
+    assert err.splitlines()[-2:] == ["m: failed", "cached: m needs 4 GiB, 1 GiB is free"]
+
+
 def test_refresh_of_what_is_evicted_meanwhile_fails(scripted, capsys):
     scripted(answers({}, {"state": "absent", "version": None}))
     _, err = output(capsys, "refresh", "m", code=1)

@@ -36,6 +36,7 @@ MODEL = {
     "error",
     "confirmed",
     "refreshing",
+    "waits_for_room",
     "verified",
     "versions",
 }
@@ -123,3 +124,25 @@ def test_only_what_was_loaded_took_time():
     assert world.status("m")["state"] == world.status("n")["state"] == "resident"
     assert world.status("m")["load_s"] is None
     assert world.status("n")["load_s"] == 0.0, "time stands still"
+
+
+def test_a_new_version_that_waits_for_room_beside_what_others_hold_is_told_so():
+    newer = manifest(stored("a.safetensors", 3, etag='"2"'), stored("b.txt", 1))
+    world = World({"m": ONE}, budget_bytes=6 * BLOCK, prefetch=["m"])
+    world.run()
+    peer, _ = world.opened("m")
+    before = world.status("m")["waits_for_room"]
+    world.listings["m"] = newer
+    world.ask(world.connect(), "refresh", model="m")
+    world.run()
+    waiting = world.status("m")
+
+    world.leave(peer)
+    world.run()
+    after = world.status("m")
+
+    assert before is False
+    assert (waiting["waits_for_room"], waiting["refreshing"]) == (True, True)
+    assert "needs" in str(waiting["error"])
+    assert waiting["version"] == ONE.version
+    assert (after["waits_for_room"], after["version"]) == (False, newer.version)
