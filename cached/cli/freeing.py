@@ -85,9 +85,12 @@ def _purge_parser(name: str) -> Parser:
 
 
 def _purge(options: argparse.Namespace) -> int:
+    stayed = []
     try:
         with Asking(options.socket) as daemon:
             reply = daemon.ask("purge", within_s=FREE_S)
+            if not options.json:
+                stayed = [line for model in daemon.models([]) if (line := _stayed(model))]
     except DaemonUnavailable as error:
         if not isinstance(error.__cause__, NOBODY):
             raise
@@ -106,8 +109,21 @@ def _purge(options: argparse.Namespace) -> int:
         freed = format_bytes(reply["freed_bytes"])
         say(f"{where}purged {', '.join(reply['models'])}: {freed} freed\n")
     else:
-        say(f"{where}nothing was there that could be freed\n")
+        say(f"{where}nothing was {'freed' if stayed else 'there that could be freed'}\n")
+    if stayed:
+        say("".join(f"{line}\n" for line in stayed))
     return OK
+
+
+def _stayed(model: dict[str, Any]) -> str:
+    """Return why a model is in memory after a purge, by its status; empty if it is not."""
+    versions = [each for each in model.get("versions", ()) if each["state"] in {"current", "kept"}]
+    if not versions:
+        return ""
+    count = sum(each["leases"] for each in versions)
+    if count:
+        return f"{model['name']} stays: leased by {count} worker{'s' if count > 1 else ''}"
+    return f"{model['name']} stays: mapped by a process that holds no lease"
 
 
 def _remove_left(root: str) -> dict[str, Any]:

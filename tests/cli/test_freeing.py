@@ -13,7 +13,7 @@ from cached.adapters.segments import DirectorySegments
 from cached.adapters.segments.root import claim
 from cached.core.manifest import manifest_of
 from cached.core.objects import FileRef, Part, StoredObject, VersionRef
-from tests.fakes.commands import output
+from tests.fakes.commands import HELD, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,11 +46,15 @@ def test_purge_tells_what_it_freed(scripted, capsys):
         daemon.greet()
         request = daemon.expect("purge")
         daemon.send({"id": request["id"], "freed_bytes": 3 << 20, "models": ["m", "clip"]})
+        if is_text:
+            daemon.send({"id": daemon.expect("status")["id"], "models": []})
 
+    is_text = False
     for arguments, expected in (
         ([], "purged m, clip: 3 MiB freed\n"),
         (["--json"], '{\n  "freed_bytes": 3145728,\n  "models": [\n    "m",\n    "clip"\n  ]\n}\n'),
     ):
+        is_text = not arguments
         scripted(script)
         assert output(capsys, "purge", *arguments)[0] == expected
 
@@ -59,9 +63,27 @@ def test_purge_of_nothing_says_so(scripted, capsys):
     def script(daemon):
         daemon.greet()
         daemon.send({"id": daemon.expect("purge")["id"], "freed_bytes": 0, "models": []})
+        daemon.send({"id": daemon.expect("status")["id"], "models": []})
 
     scripted(script)
     assert output(capsys, "purge")[0] == "nothing was there that could be freed\n"
+
+
+def test_purge_names_what_stays_and_who_holds_it(daemon, capsys):
+    output(capsys, "prefetch", "clip", "m")
+    with cached.open("m", timeout_s=10, until="ready"):
+        out, _ = output(capsys, "purge")
+        assert out == "purged clip: 1.0 MiB freed\nm stays: leased by 1 worker\n"
+        with cached.open("m", timeout_s=10):
+            out, _ = output(capsys, "purge")
+            assert out == "nothing was freed\nm stays: leased by 2 workers\n"
+
+
+def test_purge_names_what_is_mapped_by_path_alone(daemon, capsys):
+    output(capsys, "prefetch", "m")
+    with open(f"{daemon.status()['path']}/{HELD}", "rb"):
+        out, _ = output(capsys, "purge")
+    assert out == "nothing was freed\nm stays: mapped by a process that holds no lease\n"
 
 
 @pytest.fixture
