@@ -42,6 +42,7 @@ MAX_BODY_BYTES = 4096
 SHUTDOWN_TIMEOUT_S = 1.0  # for answers under way, and for idle connections of scrapers
 BACKLOG = 128
 NEEDS = ("aiohttp", "uvloop", "prometheus_client")
+OURS = "set --http-host to an address of this host"
 OFF = "choose another with --http-port or CACHED_HTTP_PORT (0: a free one, off: no HTTP side)"
 INDEX = """\
 cached
@@ -356,7 +357,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         message = f"cannot listen on http_host {host}: {error}"
-        raise InvalidConfig(message, hint="set --http-host to an address of this host") from error
+        raise InvalidConfig(message, hint=OURS) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -366,7 +367,9 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
         message = f"cannot listen on {host}:{port} for HTTP: {why}"
-        raise InvalidConfig(message, hint=f"stop what uses it, or {OFF}") from error
+        is_foreign = error.errno == errno.EADDRNOTAVAIL
+        hint = OURS if is_foreign else f"stop what uses it, or {OFF}"
+        raise InvalidConfig(message, hint=hint) from error
     return listener
 
 

@@ -231,7 +231,7 @@ def test_a_port_that_is_taken_is_refused_by_the_constructor(daemon: Daemon):
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "x" * 300])
 def test_a_host_that_is_not_ours_is_refused(host: str):
-    with pytest.raises(InvalidConfig, match="cannot listen on "):
+    with pytest.raises(InvalidConfig, match="cannot listen on ") as caught:
         HttpServer(
             host,
             0,
@@ -243,6 +243,7 @@ def test_a_host_that_is_not_ours_is_refused(host: str):
             open_files=OPEN_FILES,
             crowded=print,
         )
+    assert caught.value.hint == "set --http-host to an address of this host"
 
 
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch):
