@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from tests.fakes.s3_objects import (
+    CHECKSUM,
     PAGE_KEYS,
     SENT_KEY_MD5,
     Account,
@@ -340,8 +341,9 @@ class StoreServer:
         return locked(found, asked) or _ranged(found, asked, fault)
 
     def _put(self, asked: Asked, key: str) -> Answer:
-        made = stored(asked.body)
-        made = made._replace(customer_key_md5=asked.headers.get(SENT_KEY_MD5, ""))
+        kept = tuple(field for field in asked.headers.items() if field[0].startswith(CHECKSUM))
+        key_md5 = asked.headers.get(SENT_KEY_MD5, "")
+        made = stored(asked.body)._replace(headers=kept, customer_key_md5=key_md5)
         self.objects[key] = made
         return Answer(200, (("etag", made.etag),))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from typing import TYPE_CHECKING
 
 from cached.adapters.s3.documents import MAX_ERROR_BYTES, MAX_LISTING_BYTES, parse_listing
@@ -150,7 +152,7 @@ class S3Store:
         return body
 
     def put(self, uri: str, body: bytes) -> None:
-        """Make or replace one small object, of JSON.
+        """Make or replace one small object, of JSON; the store keeps its SHA-256.
 
         Args:
             uri: ``s3://bucket/key``.
@@ -160,7 +162,8 @@ class S3Store:
             StoreError: the store refuses.
         """
         bucket, key = _split(uri)
-        headers = (("content-type", "application/json"),)
+        checksum = b64encode(hashlib.sha256(body).digest()).decode()
+        headers = (("content-type", "application/json"), ("x-amz-checksum-sha256", checksum))
         call = Call("PUT", Asked("s3:PutObject", bucket, key), key, (), headers, body)
         with self._running.sent(call, NEVER) as (connection, _):
             connection.read(MAX_ERROR_BYTES)

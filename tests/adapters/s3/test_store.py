@@ -508,6 +508,16 @@ def test_what_is_put_is_json_and_signed(start: Start):
     assert (sent.method, sent.body) == ("PUT", b'{"a": 1}')
     assert sent.headers["content-type"] == "application/json"
     assert sent.headers["x-amz-content-sha256"] == hashlib.sha256(sent.body).hexdigest()
+    assert "x-amz-checksum-sha256" in sent.headers["authorization"]
+
+
+def test_what_is_put_can_be_checked_when_it_is_loaded(start: Start):
+    bucket = start()
+    bucket.store.put("s3://models/llm/b.json", b"{}")
+    manifest = bucket.store.resolve(MODEL)
+    assert manifest.objects[1].path == "b.json"
+    facts = bucket.store.describe(manifest.uri, manifest.objects[1])
+    assert facts.checksum == "sha256:RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o="
 
 
 def test_a_put_that_is_denied_names_what_to_allow(start: Start):
