@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 PLACE = "{}"  # in an argument: the model's directory
+MISSING = "check its path, or PATH; of a script, also that the program in its #! line is there"
+NOT_A_PROGRAM = "name a program that this user may execute: chmod +x, or its interpreter first"
 # What Python ignores, and a program expects not to be: docs.python.org/3/library/subprocess.html,
 # restore_signals.
 IGNORED = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
@@ -149,8 +151,10 @@ def _become(command: list[str], told: dict[str, str]) -> int:
     except OSError as error:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
-        complain(f"cannot run {command[0]}: {error.strerror}")
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE
+        is_missing = isinstance(error, FileNotFoundError)
+        hint = MISSING if is_missing else NOT_A_PROGRAM
+        complain(f"cannot run {command[0]}: {error.strerror}; {hint}")
+        return NOT_FOUND if is_missing else CANNOT_EXECUTE
 
 
 def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
