@@ -55,6 +55,13 @@ class MemfdSegments(Segments):
         make_directory(f"{self.root}/filling", 0o700)
         make_directory(f"{self.root}/models", self._dir_mode)
 
+    def close(self) -> None:
+        """Close, and remove the links: they lead nowhere now, or to what another process opens."""
+        for name in SUBDIRECTORIES:
+            with contextlib.suppress(OSError):  # the next daemon sweeps them
+                remove(f"{self.root}/{name}")
+        super().close()
+
     def _make(self, of: VersionRef, version: Version, manifest: Manifest, shared: Shared) -> None:
         for index, stored in enumerate(manifest.objects):
             if index in shared:

@@ -118,7 +118,7 @@ class Segments:
         with contextlib.suppress(OSError):  # another daemon waits for the lock, or the root is kept
             os.unlink(f"{self.root}/lock")
             os.rmdir(self.root)
-        self.close()
+        Segments.close(self)  # that alone: without its lock the root may be another daemon's by now
 
     def create(
         self, of: VersionRef, manifest: Manifest, shared: Mapping[int, FileRef] = _NOTHING

@@ -149,6 +149,36 @@ def test_a_publication_that_failed_half_way_can_be_tried_again(root, segments, m
     assert paths(root) == set()
 
 
+def test_links_go_when_it_is_closed(root):
+    segments = MemfdSegments(root)
+    fill(segments)
+    segments.publish(OF)
+    segments.switch(OF)
+    fd = segments.reader(FileRef(OF, 0))
+    segments.close()
+    assert os.listdir(root) == ["lock"]
+    assert os.pread(fd, 9, 0) == b"{}"
+    os.close(fd)
+
+
+def test_a_purge_takes_nothing_from_the_daemon_that_comes_next(root, monkeypatch):
+    segments = MemfdSegments(root)
+    real, others = os.rmdir, []
+
+    def rmdir(path: str, **more: int) -> None:
+        real(path, **more)
+        if path == root:  # at this moment the next one starts
+            others.append(MemfdSegments(root))
+            fill(others[0])
+            others[0].publish(OF)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", rmdir)
+        segments.purge()
+    assert os.listdir(f"{root}/models/{OF.name}")
+    others[0].close()
+
+
 def test_links_of_a_dead_daemon_are_swept_and_nothing_of_it_is_found(root, opened: Opened):
     first = opened()
     fill(first)
