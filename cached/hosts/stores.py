@@ -13,6 +13,7 @@ from cached.adapters.s3.addresses import Addresses
 from cached.adapters.s3.customer_key import headers_of
 from cached.adapters.s3.requests import Requests, Tools
 from cached.adapters.sigv4 import Signer, quote_path, quote_query
+from cached.core.errors import CredentialsUnavailable, InvalidConfig
 from cached.core.events import PartStalled
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def stores(
         post: told of parts that bring nothing; ``None``: nobody is.
 
     Raises:
-        InvalidConfig: the endpoint is not a URL.
+        InvalidConfig: the endpoint is not a URL, or the file of the customer's key holds none.
         InsecureEndpoint: plain HTTP to a host that is not loopback, without the flag.
     """
     dialer = Dialer(
@@ -43,6 +44,8 @@ def stores(
         ca_bundle=config.ca_bundle,
     )
     key_file = config.sse_customer_key_file
+    if key_file is not None:
+        _check_key(key_file)
     tools = Tools(
         connect=dialer.connect,
         request_head=request_head,
@@ -66,3 +69,11 @@ def stores(
             post(PartStalled(part, watermark, idle_s))
 
     return {"s3": S3Store(requests, stalled), "file": LocalFiles()}
+
+
+def _check_key(path: str) -> None:
+    """Notice now what every request would fail of; the key is read again at each use."""
+    try:
+        headers_of(path)
+    except CredentialsUnavailable as error:
+        raise InvalidConfig(error.message, hint=error.hint) from error

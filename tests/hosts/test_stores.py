@@ -48,6 +48,13 @@ def test_a_key_of_the_customer_goes_over_https_only(tmp_path: Path):
         made(endpoint_url="http://store.example", allow_insecure_endpoint="true", **flags)
 
 
+def test_what_is_no_key_is_refused_at_start(tmp_path: Path):
+    (tmp_path / "key").write_bytes(bytes(31))
+    with pytest.raises(InvalidConfig, match="must hold 32 bytes or their base64") as caught:
+        made(sse_customer_key_file=str(tmp_path / "key"))
+    assert "openssl rand" in caught.value.hint
+
+
 def test_the_key_of_the_configuration_goes_with_a_request(tmp_path: Path):
     key = tmp_path / "key"
     key.write_bytes(bytes(32))
