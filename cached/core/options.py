@@ -235,7 +235,7 @@ OPTIONS: tuple[Option, ...] = (
         PATH,
         None,
         "File with the key of objects that are encrypted by your own key (SSE-C): 32 bytes, or "
-        "their base64. It is read at each use, and sent over HTTPS only.",
+        "their base64. It is read at each use, and sent over HTTPS, or to loopback, only.",
         STORE,
     ),
     Option("anonymous", SWITCH, "false", "Do not sign requests: for public buckets.", STORE),
