@@ -144,6 +144,7 @@ def _candidate(model: Model, load: Load, usual: float) -> Candidate:
         frequency=model.frequency if is_current else 0.0,
         is_leased=load.is_held,
         is_pinned=is_current and (model.ref.pinned or bool(model.passed_over)),
+        is_superseded=not is_current,
     )
 
 

@@ -188,6 +188,7 @@ class Listing:
 
 def _no_list(manifest: Manifest) -> LoadFailed:
     message = f"there is no {MANIFEST_NAME} at {manifest.uri}, and verify is {DIGEST}"
-    if manifest.uri.endswith("/"):
+    is_object = len(manifest.objects) == 1 and manifest.uri.endswith(manifest.objects[0].key)
+    if not is_object:  # a directory may be named without / at its end
         return LoadFailed(message, hint=f"write one: cached digest {manifest.uri}")
     return LoadFailed(message, hint="name the prefix that holds the object, and write one there")

@@ -346,12 +346,16 @@ def unknown_version(model: Model, version: str) -> VersionUnknown:
     back behind his back.
     """
     offered = dict.fromkeys(load.of.version for load in model.offers() if not load.frees)
-    there = ", ".join(offered) or "none"
-    message = f"{model.ref.name} has no version {version[:64]!r} in memory: there are {there}"
+    name = model.ref.name
+    there = f"there are {', '.join(offered)}" if offered else "nothing of it is there"
+    message = f"{name} has no version {version[:64]!r} in memory: {there}"
     if version in model.passed_over:
-        hint = f"the operator went back from it; to have it again: cached refresh {model.ref.name}"
+        hint = f"the operator went back from it; to have it again: cached refresh {name}"
         return VersionUnknown(message, hint=hint)
-    return VersionUnknown(message, hint=f"cached status {model.ref.name} lists them")
+    if not offered:
+        hint = f"cached prefetch {name} loads the version that the store lists"
+        return VersionUnknown(message, hint=hint)
+    return VersionUnknown(message, hint=f"cached status {name} lists them")
 
 
 def _told(error: CachedError, of: VersionRef) -> CachedError:

@@ -31,6 +31,7 @@ class Candidate(NamedTuple):
         frequency: count of uses, decayed as of ``last_used_s`` (``touched``).
         is_leased: somebody holds it.
         is_pinned: the operator keeps it, or it is promised to somebody.
+        is_superseded: it is there to go back to; of two that are worth the same it goes first.
     """
 
     of: VersionRef
@@ -40,6 +41,7 @@ class Candidate(NamedTuple):
     frequency: float
     is_leased: bool = False
     is_pinned: bool = False
+    is_superseded: bool = False
 
 
 def decayed(
@@ -97,6 +99,7 @@ def choose(
     evictable.sort(
         key=lambda candidate: (
             worth(candidate, now_s, half_life_s=half_life_s),
+            not candidate.is_superseded,
             candidate.last_used_s,
             candidate.of,
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cached.core import admission, effects
 from cached.core.errors import OverBudget
 from cached.core.ledger import Ledger
-from cached.core.objects import FileRef, ModelRef, PeerId, VersionRef
+from cached.core.objects import FileRef, Left, Manifest, ModelRef, PeerId, VersionRef
 from cached.core.shelf import Shelf
 from cached.core.units import parse_bytes
 from tests.fakes.world import BLOCK, World, load_of, manifest, stored
@@ -158,3 +158,92 @@ def test_a_version_that_is_about_to_be_current_again_makes_room_for_nobody():
     assert world.status("m")["version"] == one.version
     assert world.leases[peer] in world.there
     assert world.status("big")["state"] == "resident"
+
+
+def refreshed(world: World, *listings: Manifest) -> None:
+    """Have the store list these one after another, and load each."""
+    for listing in listings:
+        world.listings["m"] = listing
+        world.ask(world.connect(), "refresh", model="m")
+        world.run()
+
+
+def sharing(*etags: str) -> tuple[Manifest, ...]:
+    """Versions that have all but a small file in common."""
+    weights = stored("a.safetensors", 4)
+    return tuple(manifest(weights, stored("c.txt", 1, etag)) for etag in etags)
+
+
+def test_versions_that_share_files_make_room_together():
+    """Each alone gives back next to nothing; nobody could ever be evicted for another model."""
+    one, two = sharing('"1"', '"2"')
+    big = manifest(stored("b.safetensors", 6))
+    world = World({"m": one, "big": big}, budget_bytes=8 * BLOCK, kept_versions=1)
+    refreshed(world, one, two)
+
+    world.opened("big")
+    world.run()
+
+    assert world.status("big")["state"] == "resident"
+    assert world.status("m")["state"] == "absent"
+
+
+def test_what_is_kept_goes_before_what_is_current_also_where_it_shares_files():
+    one, two = sharing('"1"', '"2"')
+    three = manifest(stored("a.safetensors", 4, '"3"'))
+    big = manifest(stored("b.safetensors", 6))
+    world = World({"m": one, "big": big}, budget_bytes=11 * BLOCK, kept_versions=2)
+    refreshed(world, one, two, three)
+
+    world.opened("big")
+    world.run()
+
+    assert world.status("big")["state"] == "resident"
+    assert [each["version"] for each in world.status("m")["versions"]] == [three.version]
+
+
+def test_what_the_operator_went_back_to_is_not_evicted_for_another_model():
+    """Its next open would bring the version that he went back from."""
+    one, two = (manifest(stored("a.safetensors", 4, etag)) for etag in ('"1"', '"2"'))
+    big = manifest(stored("b.safetensors", 6))
+    world = World({"m": one, "big": big}, budget_bytes=9 * BLOCK, kept_versions=1)
+    refreshed(world, one, two)
+    world.ask(world.connect(), "refresh", model="m", version=one.version)
+    world.run()
+
+    _, request = world.opened("big")
+    world.run()
+
+    refused = world.answer(request)
+    assert refused is not None
+    assert refused.code == "over_budget"
+    assert world.status("m")["version"] == one.version
+
+
+def test_what_an_earlier_daemon_left_is_rated_by_what_fetching_it_would_take():
+    """It took milliseconds to take over; it was evicted before all else."""
+    hot, cold, new = (manifest(stored("a.safetensors", 4), uri=f"s3://bucket/{n}/") for n in "hcn")
+    found = Left(
+        of=VersionRef("h", hot.version, 1),
+        manifest=hot,
+        path="/models/h",
+        size_bytes=hot.size_bytes,
+        is_published=True,
+        is_current=True,
+        is_trusted=True,
+    )
+    listings = {"h": hot, "c": cold, "n": new}
+    world = World(listings, budget_bytes=9 * BLOCK, left=[found])
+    world.run()
+    world.now_s += 5
+    for name in ("c", "h", "h", "h"):
+        peer, _ = world.opened(name)
+        world.now_s += 1
+        world.run()
+        world.leave(peer)
+
+    world.opened("n")
+    world.run()
+
+    states = {name: world.status(name)["state"] for name in listings}
+    assert states == {"h": "resident", "c": "absent", "n": "resident"}

@@ -364,6 +364,31 @@ def test_what_does_not_fit_the_budget_any_more_goes(monkeypatch):
     assert smaller.status("m")["state"] == "absent"
 
 
+@pytest.mark.parametrize("pinned", [(), ("m",)])
+def test_what_fits_goes_on_though_another_model_does_not_fit_any_more(monkeypatch, pinned):
+    """What had to go counted first, and everything after it had to go as well."""
+    big = manifest(stored("a.safetensors", 20), uri="s3://bucket/big/")
+    found = [left(big, name="big"), left(ONE)]
+    monkeypatch.setattr(World, "check", lambda self: None)  # it is there already, and goes
+    world = World({"big": big, "m": ONE}, left=found, pinned=pinned, budget_bytes=12 * BLOCK)
+    world.run()
+
+    assert (world.status("big")["state"], world.status("m")["state"]) == ("absent", "resident")
+    assert gets(world) == 0
+
+
+def test_what_is_pinned_goes_on_before_what_is_not():
+    other = manifest(stored("a.safetensors", 8), uri="s3://bucket/other/")
+    found = [left(other, name="other"), left(ONE)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "check", lambda self: None)  # it is there already, and goes
+        listings = {"other": other, "m": ONE}
+        world = World(listings, left=found, pinned=["m"], budget_bytes=12 * BLOCK)
+        world.run()
+
+    assert (world.status("other")["state"], world.status("m")["state"]) == ("absent", "resident")
+
+
 def test_what_an_earlier_boot_left_is_read_only_when_it_was_checked():
     facts = {"a.safetensors": ObjectFacts(checksum=RIGHT)}
     world = World(

@@ -423,6 +423,16 @@ def test_without_a_list_verify_by_digest_refuses_the_model_and_says_what_to_do()
     assert "cached digest s3://" in str(answer.body["error"])
 
 
+def test_without_a_list_a_directory_without_a_slash_is_told_to_write_one():
+    world = checked_world(ONE._replace(uri="file:///srv/m"), verify="digest")
+    _, request = world.opened("m")
+    world.run()
+
+    answer = world.answer(request)
+    assert answer is not None
+    assert "cached digest file:///srv/m" in str(answer.body["error"])
+
+
 def test_a_list_that_does_not_fit_the_model_refuses_it():
     world = checked_world(LISTED, verify="digest")
     world.digests = Digests(BLOCK, {})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from cached.core import effects, events
 from cached.core.errors import AccessDenied, LoadFailed, ObjectChanged, StoreUnavailable
+from cached.core.loading import unknown_version
+from cached.core.loads import Model
+from cached.core.objects import ModelRef
 from tests.fakes.world import BLOCK, Sent, World, manifest, stored
 
 ONE = manifest(stored("a.safetensors", 8))
@@ -490,3 +493,9 @@ def test_what_models_have_on_pages_is_not_taken_from_the_machine_twice():
     resident(world, "other")
 
     assert world.status("one")["state"] == "resident"
+
+
+def test_a_version_of_a_model_that_is_not_there_is_refused_with_how_to_load_it():
+    error = unknown_version(Model(ModelRef("m", "s3://b/m/")), "77aa")
+    assert error.message == "m has no version '77aa' in memory: nothing of it is there"
+    assert error.hint == "cached prefetch m loads the version that the store lists"
