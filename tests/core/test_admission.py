@@ -199,7 +199,9 @@ def test_what_is_kept_goes_before_what_is_current_also_where_it_shares_files():
     world.run()
 
     assert world.status("big")["state"] == "resident"
-    assert [each["version"] for each in world.status("m")["versions"]] == [three.version]
+    versions = world.status("m")["versions"]
+    assert isinstance(versions, list)
+    assert [each["version"] for each in versions] == [three.version]
 
 
 def test_what_the_operator_went_back_to_is_not_evicted_for_another_model():
