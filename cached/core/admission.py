@@ -85,8 +85,8 @@ def decide(
     }
     usual = _seconds_a_byte(load for _, load in loads.values())
     candidates = [_candidate(other, load, usual) for other, load in loads.values()]
-    leaving = [load for load in shelf.loads() if shelf.is_leaving(load)]
-    leaving_bytes = shelf.leaving_bytes
+    leaving = shelf.leaving
+    leaving_bytes = shelf.gives_back(leaving)
 
     def gives_back(some: Sequence[VersionRef]) -> int:
         return shelf.gives_back([*leaving, *(loads[of][1] for of in some)]) - leaving_bytes

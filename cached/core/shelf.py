@@ -109,9 +109,9 @@ class Shelf:
         return sum(self.ledger.size_of(load.of) for load in self.loads() if load.is_held)
 
     @property
-    def leaving_bytes(self) -> int:
-        """Bytes that are about to be given back: the next event of each such load is awaited."""
-        return self.gives_back([load for load in self.loads() if self.is_leaving(load)])
+    def leaving(self) -> list[Load]:
+        """Loads that are about to be given back: the next event of each is awaited."""
+        return [load for load in self.loads() if self.is_leaving(load)]
 
     def is_leaving(self, load: Load) -> bool:
         """Return whether the memory of a load is on its way back."""

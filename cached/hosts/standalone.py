@@ -378,7 +378,6 @@ def _http(  # noqa: PLR0913, PLR0917 - called in one place
 
     def start() -> None:
         server.start()
-        settle_heap()  # aiohttp is half of it
         writer.write("info", "http started", host=server.host, port=server.port)
 
     return HttpStart(start)

@@ -34,16 +34,16 @@ def test_a_retired_load_is_leaving_while_its_gets_end_and_while_it_is_freed():
     load = load_of(LISTING, "1")
     shelf.retired[load.of] = load
     shelf.ledger.reserve(load.of, 10)
-    assert shelf.leaving_bytes == 0
+    assert shelf.gives_back(shelf.leaving) == 0
 
     load.in_flight[0] = Flight(PART, 0.0)
-    assert shelf.leaving_bytes == 10
+    assert shelf.gives_back(shelf.leaving) == 10
     load.in_flight.clear()
     shelf.free(load)
-    assert shelf.leaving_bytes == 10
+    assert shelf.gives_back(shelf.leaving) == 10
     assert shelf.effects == [Free(load.of)]
     load.holders.add(PeerId(1))
-    assert shelf.leaving_bytes == 0
+    assert shelf.gives_back(shelf.leaving) == 0
 
 
 def test_a_shelf_finds_loads_current_and_retired():

@@ -38,6 +38,7 @@ HELD = 60
 CROWD = 100
 HEAVY = 8
 HOARDED = 300
+TRICKLES = 700
 AHEAD = 16  # requests on a connection: as many as the daemon takes
 
 
@@ -191,6 +192,20 @@ def kept(address: str, count: int, sent: bytes) -> int:
     return made
 
 
+def trickle(address: str) -> int:
+    """Send long requests a byte at a time, on very many connections, and never end one."""
+    socks = [connected(address) for _ in range(TRICKLES)]
+    for sock in socks:
+        sock.setblocking(False)
+        sock.sendall(HELLO + struct.pack(">I", MAX_REQUEST_BYTES))
+    count = 0
+    while not is_over():
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                count += sock.send(b"x")
+    return count
+
+
 def knock(address: str) -> int:
     """Come, say hello, hear the answer, go."""
     count = 0
@@ -225,6 +240,7 @@ KINDS: dict[str, Callable[[str], int]] = {
     "heavy": heavy,
     "hoard": hoard,
     "grab": grab,
+    "trickle": trickle,
 }
 
 if __name__ == "__main__":

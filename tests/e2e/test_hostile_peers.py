@@ -42,6 +42,7 @@ MANY = {
     "heavy": 100,
     "hoard": 300,
     "grab": 100,
+    "trickle": 10_000,
 }
 
 

@@ -186,7 +186,7 @@ class Processes:
         process.connections -= 1
         self._of_uid[process.key[0]] -= 1
 
-    def count(self, connection: Connection) -> None:
+    def count_buffered(self, connection: Connection) -> None:
         """Count what a connection keeps of requests for its process.
 
         Raises:

@@ -370,7 +370,7 @@ class UnixSocket:
             if process.is_crowded or cost_s > LONG_S:  # others wait as well: one each
                 process.hold(connection)
                 break
-        self._processes.count(connection)
+        self._processes.count_buffered(connection)
 
     def _forget(self, connection: Connection) -> None:
         with connection.lock:
@@ -379,7 +379,7 @@ class UnixSocket:
             connection.unsent.clear()
         connection.process.forget(connection)
         connection.frames.clear()
-        self._processes.count(connection)
+        self._processes.count_buffered(connection)
         if not self._close(connection):
             # The kernel wakes us once whenever the peer receives something, and when it goes.
             connection.hang_up()

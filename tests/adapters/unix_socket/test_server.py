@@ -747,7 +747,8 @@ def test_who_rests_for_what_was_handled_while_others_waited_for_their_turn_is_he
     while served.mailbox.count() < MAX_AHEAD:
         pass
     other.ask(2, "b")
-    time.sleep(0.05)  # it is parked by now
+    while not any(each.is_parked for each in list(served.server._peers.values())):
+        pass
     for _ in range(MAX_AHEAD):
         served.request()
         began_s = time.thread_time()
